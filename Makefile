@@ -1,0 +1,90 @@
+# Everything runs in the virtual environment $(VENV), which is made when it is first needed.
+#   make test PYTHON=/path/to/python   an environment of yours that holds torch and detectron2, as it is
+#   make demo ARGS="..."               arguments for the command behind the target
+#   make setup DETECTRON2=git          Detectron2's upstream repository instead of its build on PyPI;
+#                                      give it to every make, or export it
+#   make setup BASE_PYTHON=python3.12  the Python that the virtual environment is made with
+
+VENV ?= .venv
+DETECTRON2 ?= pypi
+ARGS ?=
+SEEDS ?= 0 1 2
+
+UPSTREAM := git+https://github.com/facebookresearch/detectron2.git
+comma := ,
+OLDEST_PYTHON := 3.10
+VERSION_CHECK := 'import sys; sys.exit(sys.version_info[:2] < ($(subst .,$(comma),$(OLDEST_PYTHON))))'
+# The first that works and is new enough; 3.11 is the version that the tests run on.
+BASE_PYTHON ?= $(shell for python in python3.11 python3 python; do \
+	"$$python" -c $(VERSION_CHECK) \
+	2>/dev/null && echo "$$python" && break; done)
+
+ifdef PYTHON
+RUN := PYTHONPATH="$(CURDIR)/projects$${PYTHONPATH:+:$$PYTHONPATH}" "$(PYTHON)"
+READY := check-python
+else
+RUN := "$(VENV)/bin/python"
+READY := $(VENV)/.ready-$(DETECTRON2)
+endif
+PIP := "$(VENV)/bin/python" -m pip --disable-pip-version-check --quiet
+# Detectron2's build on PyPI is tagged for Python 3.10, so pip is told to look for that version and
+# where to put it.
+PIP_FOR_310 := --only-binary=:all: --python-version 3.10 --implementation cp --abi none --platform any
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo demo-seeds test lint clean check-python
+
+help: ## list the targets
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 20
+	@echo && sed -n '2,/^$$/s/^# //p' Makefile
+
+setup: $(READY) ## install everything into .venv (about 6 GB, most of it torch)
+
+demo: $(READY) ## train on handwritten digits and compare with supervised training
+	@$(RUN) tools/demo.py $(ARGS)
+
+demo-seeds: $(READY) ## the demo with several seeds, SEEDS="0 1 2"
+	@$(RUN) tools/demo.py --seeds $(SEEDS) $(ARGS)
+
+test: $(READY) ## run the tests
+	@$(RUN) -m pytest $(ARGS)
+
+lint: $(READY) ## check style and format
+	@$(RUN) -m ruff check .
+	@$(RUN) -m ruff format --check .
+
+clean: ## remove .venv and caches; output/ and datasets/ stay
+	rm -rf "$(VENV)" .pytest_cache .ruff_cache build projects/*.egg-info
+	find configs docs projects tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
+
+check-python:
+	@"$(PYTHON)" -c $(VERSION_CHECK) || \
+		{ echo "PYTHON=$(PYTHON) does not run or is older than Python $(OLDEST_PYTHON)." >&2; exit 1; }
+	@"$(PYTHON)" -c 'import torch, detectron2' || \
+		{ echo "PYTHON=$(PYTHON) lacks torch or detectron2: install them there, or leave PYTHON away to get a virtual environment with both." >&2; exit 1; }
+
+# The stamp is written last: whatever fails or is interrupted is done again the next time.
+$(VENV)/.ready-$(DETECTRON2): setup.cfg pyproject.toml $(wildcard requirements/*.txt)
+	@case "$(DETECTRON2)" in pypi|git) ;; *) \
+		echo "DETECTRON2 is '$(DETECTRON2)'; choose pypi or git." >&2; exit 1;; esac
+	@test -n "$(BASE_PYTHON)" && "$(BASE_PYTHON)" -c $(VERSION_CHECK) || \
+		{ echo "No Python $(OLDEST_PYTHON) or later was found: install one, or name it with make BASE_PYTHON=/path/to/python." >&2; exit 1; }
+	@rm -f "$(VENV)"/.ready-*
+	@$(PIP) --version >/dev/null 2>&1 || "$(BASE_PYTHON)" -m venv --clear "$(VENV)" || \
+		{ echo "$(BASE_PYTHON) could not make a virtual environment: on Debian and Ubuntu install the package python3-venv." >&2; exit 1; }
+	@echo "Installing into $(VENV): torch and the rest are about 6 GB, which takes some minutes."
+	@$(PIP) install $(if $(filter pypi,$(DETECTRON2)),-r requirements/detectron2-needs.txt,"setuptools<81" wheel) -e ".[demo,timm,dev]" || \
+		{ echo "Installing the packages failed, see pip's message above; when it is mended, run make again." >&2; exit 1; }
+	@$(PIP) --quiet uninstall --yes sal-detectron2 detectron2
+ifeq ($(DETECTRON2),git)
+	@$(PIP) install --no-build-isolation $(UPSTREAM) || \
+		{ echo "Building Detectron2 from $(UPSTREAM) failed, see above: it needs git, a C++ compiler and access to that repository." >&2; exit 1; }
+else
+	@$(PIP) install --no-deps --require-hashes --upgrade $(PIP_FOR_310) \
+		--target "$$("$(VENV)/bin/python" -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')" \
+		-r requirements/detectron2.txt || \
+		{ echo "Installing Detectron2 failed, see pip's message above; make setup DETECTRON2=git builds it from upstream." >&2; exit 1; }
+endif
+	@"$(VENV)/bin/python" -W ignore -c 'import detectron2.modeling, soft_teacher' || \
+		{ echo "The packages are installed but cannot be imported, see above: try make clean setup." >&2; exit 1; }
+	@touch "$@"
