@@ -1,0 +1,73 @@
+"""What is done to each view: the official Soft Teacher recipe, read from the config.
+
+The order is the official one: resize, flip, then color and geometry in random order, then
+erase. The labeled view has no geometry and no erasing, the weak view resize and flip alone.
+"""
+
+import numpy as np
+from detectron2.config import CfgNode
+from detectron2.data import detection_utils
+from detectron2.data import transforms as T
+from fvcore.transforms.transform import TransformList
+
+from soft_teacher.data.color import RandomColor
+from soft_teacher.data.erase import RandomErase
+from soft_teacher.data.geometry import RandomGeometry
+
+
+class RandomOrder(T.AugmentationList):
+    """Augmentations applied one after the other, in an order drawn each time."""
+
+    def __call__(self, aug_input: T.AugInput) -> TransformList:
+        """Augment the input in place; returns what was applied."""
+        order = np.random.permutation(len(self.augs))
+        return TransformList([self.augs[i](aug_input) for i in order])
+
+
+def labeled_augmentations(cfg: CfgNode) -> list[T.Augmentation]:
+    """Augmentations of the labeled view."""
+    return [*weak_augmentations(cfg), *_color(cfg)]
+
+
+def weak_augmentations(cfg: CfgNode) -> list[T.Augmentation]:
+    """Augmentations of the weak view, the teacher's."""
+    if cfg.INPUT.CROP.ENABLED:
+        raise ValueError("INPUT.CROP.ENABLED is not supported; set it to False.")
+    return detection_utils.build_augmentation(cfg, is_train=True)
+
+
+def strong_augmentations(cfg: CfgNode) -> list[T.Augmentation]:
+    """Augmentations of the strong view, the student's on unlabeled images."""
+    return [*weak_augmentations(cfg), RandomOrder([*_color(cfg), *_geometry(cfg)]), *_erase(cfg)]
+
+
+def _color(cfg: CfgNode) -> list[T.Augmentation]:
+    return [RandomColor(cfg.INPUT.FORMAT)] if cfg.INPUT.AUG.COLOR else []
+
+
+def _geometry(cfg: CfgNode) -> list[T.Augmentation]:
+    aug = cfg.INPUT.AUG
+    limits = {"MAX_TRANSLATE": 1.0, "MAX_ROTATE": 180.0, "MAX_SHEAR": 90.0}
+    for key, limit in limits.items():
+        if not 0 <= aug[key] <= limit:
+            raise ValueError(f"INPUT.AUG.{key} is {aug[key]}; it must lie in 0 to {limit}.")
+    if not aug.GEOMETRY or not any(aug[key] for key in limits):
+        return []
+    return [RandomGeometry(aug.MAX_TRANSLATE, aug.MAX_ROTATE, aug.MAX_SHEAR, aug.FILL)]
+
+
+def _erase(cfg: CfgNode) -> list[T.Augmentation]:
+    aug = cfg.INPUT.AUG
+    patches = tuple(aug.ERASE_PATCHES)
+    if len(patches) != 2 or not 0 <= patches[0] <= patches[1]:
+        raise ValueError(
+            f"INPUT.AUG.ERASE_PATCHES is {patches}; it must be the lowest and the highest number "
+            "of patches, such as (1, 4)."
+        )
+    if not 0 <= aug.ERASE_MAX_SIZE <= 1:
+        raise ValueError(
+            f"INPUT.AUG.ERASE_MAX_SIZE is {aug.ERASE_MAX_SIZE}; it must lie in 0 to 1."
+        )
+    if patches[1] == 0:
+        return []
+    return [RandomErase(patches, aug.ERASE_MAX_SIZE, aug.FILL)]

@@ -1,0 +1,128 @@
+"""Geometric operations of the strong view: exactly one of four groups.
+
+Matrices are 3x3, act on columns (x, y, 1), and live in Detectron2's frame of boxes: the image
+covers [0, W] x [0, H], and the center of the first pixel is (0.5, 0.5). Groups and ranges are
+those of the official Soft Teacher code.
+"""
+
+import math
+
+import cv2
+import numpy as np
+from detectron2.data import transforms as T
+from fvcore.transforms.transform import Transform
+
+
+def translation(dx: float, dy: float) -> np.ndarray:
+    """Matrix of a shift by (dx, dy) pixels."""
+    return np.array([[1.0, 0.0, dx], [0.0, 1.0, dy], [0.0, 0.0, 1.0]])
+
+
+def rotation(degrees: float, center: tuple[float, float]) -> np.ndarray:
+    """Matrix of a rotation about a point (x, y); positive angles turn x towards y."""
+    sin, cos = math.sin(math.radians(degrees)), math.cos(math.radians(degrees))
+    turn = np.array([[cos, -sin, 0.0], [sin, cos, 0.0], [0.0, 0.0, 1.0]])
+    return translation(*center) @ turn @ translation(-center[0], -center[1])
+
+
+def shear(x_degrees: float, y_degrees: float) -> np.ndarray:
+    """Matrix of a shear along x and then along y, both about the image's top left corner.
+
+    The factors are the hyperbolic tangents of the angles, as in the official code: 30 degrees
+    shear by 0.48, not by the 0.58 of a tangent.
+    """
+    along_x, along_y = np.eye(3), np.eye(3)
+    along_x[0, 1] = math.tanh(math.radians(x_degrees))
+    along_y[1, 0] = math.tanh(math.radians(y_degrees))
+    return along_y @ along_x
+
+
+class AffineTransform(Transform):
+    """An affine map of the image onto a canvas of the same size.
+
+    Args:
+        matrix: (3, 3), from the input's to the output's pixels, in the frame of boxes.
+        fill: value of output pixels that come from outside the input.
+    """
+
+    def __init__(self, matrix: np.ndarray, fill: int) -> None:
+        super().__init__()
+        self.matrix = np.asarray(matrix, np.float64)
+        self.fill = fill
+
+    def apply_image(self, img: np.ndarray) -> np.ndarray:
+        """Warp an image, (H, W) or (H, W, C), by bilinear interpolation."""
+        return self._warp(img, cv2.INTER_LINEAR, self.fill)
+
+    def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
+        """Warp a label map or mask, (H, W), by nearest neighbor; outside is 0."""
+        return self._warp(segmentation, cv2.INTER_NEAREST, 0)
+
+    def apply_coords(self, coords: np.ndarray) -> np.ndarray:
+        """Map points, (N, 2)."""
+        return coords @ self.matrix[:2, :2].T + self.matrix[:2, 2]
+
+    def inverse(self) -> "AffineTransform":
+        """The map back; what left the canvas is lost."""
+        return AffineTransform(np.linalg.inv(self.matrix), self.fill)
+
+    def _warp(self, img: np.ndarray, interpolation: int, fill: int) -> np.ndarray:
+        # OpenCV counts from the center of the first pixel, boxes from its corner.
+        matrix = translation(-0.5, -0.5) @ self.matrix @ translation(0.5, 0.5)
+        warped = cv2.warpAffine(
+            np.ascontiguousarray(img),
+            matrix[:2],
+            (img.shape[1], img.shape[0]),
+            flags=interpolation,
+            borderMode=cv2.BORDER_CONSTANT,
+            borderValue=(fill,) * 4,
+        )
+        # OpenCV drops a channel axis of length 1.
+        return warped.reshape(img.shape)
+
+
+class RandomGeometry(T.Augmentation):
+    """Exactly one of: shift along x, shift along y, rotation, shear along x and y together.
+
+    Each group is as likely; a group whose range is 0 is left out.
+
+    Args:
+        max_translate: largest shift, as a fraction of the image's side.
+        max_rotate: largest rotation about the image's center, degrees.
+        max_shear: largest shear angle, degrees.
+        fill: value of pixels that come from outside the image.
+    """
+
+    def __init__(
+        self, max_translate: float, max_rotate: float, max_shear: float, fill: int
+    ) -> None:
+        super().__init__()
+        self.max_translate = max_translate
+        self.max_rotate = max_rotate
+        self.max_shear = max_shear
+        self.fill = fill
+        ranges = {
+            "translate_x": max_translate,
+            "translate_y": max_translate,
+            "rotate": max_rotate,
+            "shear": max_shear,
+        }
+        self._groups = [name for name, largest in ranges.items() if largest > 0]
+        assert self._groups, "without any range there is nothing to draw"
+
+    def get_transform(self, image: np.ndarray) -> AffineTransform:
+        """Draw a group and its magnitude."""
+        group = np.random.choice(self._groups)
+        return AffineTransform(self._draw_matrix(group, *image.shape[:2]), self.fill)
+
+    def _draw_matrix(self, group: str, height: int, width: int) -> np.ndarray:
+        if group == "translate_x":
+            return translation(width * self._symmetric(self.max_translate), 0.0)
+        if group == "translate_y":
+            return translation(0.0, height * self._symmetric(self.max_translate))
+        if group == "rotate":
+            return rotation(self._symmetric(self.max_rotate), (width / 2, height / 2))
+        return shear(self._symmetric(self.max_shear), self._symmetric(self.max_shear))
+
+    def _symmetric(self, largest: float) -> float:
+        return float(np.random.uniform(-largest, largest))

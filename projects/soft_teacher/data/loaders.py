@@ -1,0 +1,140 @@
+"""Data loaders of labeled images and of pairs of views of unlabeled images."""
+
+from collections.abc import Callable
+from typing import Any
+
+import cv2
+import torch
+from detectron2.config import CfgNode
+from detectron2.data.build import trivial_batch_collator
+from detectron2.data.common import DatasetFromList
+from detectron2.utils import comm
+from torch.utils.data import DataLoader, Dataset
+
+from soft_teacher.data.datasets import labeled_records, unlabeled_records
+from soft_teacher.data.mapper import LabeledMapper, TwoViewMapper
+from soft_teacher.data.samplers import SeededBatchSampler
+
+_LABELED_STREAM = 0
+_UNLABELED_STREAM = 1
+
+
+class SeededMapDataset(Dataset):
+    """Items of a list, mapped; an item is asked for by (index, sample seed).
+
+    Args:
+        records: dicts in Detectron2's dataset format, kept serialized so that worker processes
+            share their memory.
+        mapper: function of a record and a sample seed alone.
+    """
+
+    def __init__(
+        self, records: list[dict[str, Any]], mapper: Callable[[dict[str, Any], int], dict[str, Any]]
+    ) -> None:
+        self._records = DatasetFromList(records)
+        self._mapper = mapper
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, request: tuple[int, int]) -> dict[str, Any]:
+        index, sample_seed = request
+        return self._mapper(self._records[index], sample_seed)
+
+
+def build_labeled_loader(cfg: CfgNode, start_batch: int = 0) -> DataLoader:
+    """Endless loader of this rank's share of `SOLVER.IMS_PER_BATCH` labeled images.
+
+    With a negative SEED this is a collective call: all ranks agree on a random seed.
+
+    Args:
+        cfg: the config.
+        start_batch: batches that this rank has consumed before, in a run that is resumed.
+
+    Returns:
+        Loader of lists of views with `instances`, see `LabeledMapper`.
+    """
+    return _build_loader(
+        cfg,
+        labeled_records(cfg),
+        LabeledMapper(cfg),
+        batch_size=_images_per_rank(cfg.SOLVER.IMS_PER_BATCH, "SOLVER.IMS_PER_BATCH"),
+        stream=_LABELED_STREAM,
+        start_batch=start_batch,
+    )
+
+
+def build_unlabeled_loader(cfg: CfgNode, start_batch: int = 0) -> DataLoader:
+    """Endless loader of this rank's share of `SOLVER.IMS_PER_BATCH_UNLABELED` unlabeled images.
+
+    With a negative SEED this is a collective call: all ranks agree on a random seed.
+
+    Args:
+        cfg: the config.
+        start_batch: batches that this rank has consumed before, in a run that is resumed.
+
+    Returns:
+        Loader of lists of `{"weak": view, "strong": view}`, see `TwoViewMapper`.
+    """
+    key = "SOLVER.IMS_PER_BATCH_UNLABELED"
+    return _build_loader(
+        cfg,
+        unlabeled_records(cfg),
+        TwoViewMapper(cfg),
+        batch_size=_images_per_rank(cfg.SOLVER.IMS_PER_BATCH_UNLABELED, key),
+        stream=_UNLABELED_STREAM,
+        start_batch=start_batch,
+    )
+
+
+def _build_loader(
+    cfg: CfgNode,
+    records: list[dict[str, Any]],
+    mapper: Callable[[dict[str, Any], int], dict[str, Any]],
+    *,
+    batch_size: int,
+    stream: int,
+    start_batch: int,
+) -> DataLoader:
+    seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
+    sampler = SeededBatchSampler(
+        len(records),
+        batch_size,
+        seed=seed,
+        stream=stream,
+        rank=comm.get_rank(),
+        world_size=comm.get_world_size(),
+        groups=_orientations(records) if cfg.DATALOADER.ASPECT_RATIO_GROUPING else None,
+        start_batch=start_batch,
+    )
+    num_workers = cfg.DATALOADER.NUM_WORKERS
+    return DataLoader(
+        SeededMapDataset(records, mapper),
+        batch_sampler=sampler,
+        num_workers=num_workers,
+        collate_fn=trivial_batch_collator,
+        worker_init_fn=_use_one_thread,
+        # Without its own generator every iterator would draw from torch's global one, and the
+        # weights drawn after it would depend on the number of loaders.
+        generator=torch.Generator().manual_seed(seed),
+        persistent_workers=num_workers > 0,
+    )
+
+
+def _images_per_rank(total: int, key: str) -> int:
+    world_size = comm.get_world_size()
+    if total < 1 or total % world_size:
+        raise ValueError(
+            f"{key} is {total}; it must be a positive multiple of the number of GPUs, {world_size}."
+        )
+    return total // world_size
+
+
+def _orientations(records: list[dict[str, Any]]) -> list[int]:
+    """0 for images at least as wide as high, 1 for the others."""
+    return [int(record["width"] < record["height"]) for record in records]
+
+
+def _use_one_thread(worker_id: int) -> None:
+    # Workers are the parallelism. Torch limits itself in workers, OpenCV does not.
+    cv2.setNumThreads(0)

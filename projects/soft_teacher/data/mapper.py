@@ -1,0 +1,211 @@
+"""From a record and a seed to the view of a labeled image, or to two views of an unlabeled one."""
+
+import copy
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.data import detection_utils
+from detectron2.data import transforms as T
+from detectron2.structures import BoxMode, Instances
+from fvcore.transforms.transform import TransformList
+from PIL import Image
+
+from soft_teacher.data.augmentation import (
+    labeled_augmentations,
+    strong_augmentations,
+    weak_augmentations,
+)
+from soft_teacher.data.randomness import seeded_numpy
+
+
+class LabeledMapper:
+    """Maps a labeled record to one augmented view with its ground truth.
+
+    Args:
+        augmentations: what is done to the image and its objects.
+        image_format: channel order, as in `detection_utils.read_image`.
+        use_instance_mask: whether masks are kept.
+        instance_mask_format: "polygon" or "bitmask".
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        augmentations: list[T.Augmentation],
+        image_format: str,
+        use_instance_mask: bool = False,
+        instance_mask_format: str = "polygon",
+    ) -> None:
+        self._augmentations = T.AugmentationList(augmentations)
+        self._image_format = image_format
+        self._use_instance_mask = use_instance_mask
+        self._instance_mask_format = instance_mask_format
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """Arguments of the constructor, read from the config."""
+        return {
+            "augmentations": labeled_augmentations(cfg),
+            "image_format": cfg.INPUT.FORMAT,
+            "use_instance_mask": cfg.MODEL.MASK_ON,
+            "instance_mask_format": cfg.INPUT.MASK_FORMAT,
+        }
+
+    def __call__(self, record: dict[str, Any], sample_seed: int) -> dict[str, Any]:
+        """Read and augment one image; a function of the arguments and the file alone.
+
+        Args:
+            record: dict in Detectron2's dataset format, with `annotations`. Left unchanged.
+            sample_seed: 0 to 2**32 - 1.
+
+        Returns:
+            The view (see `make_view`) and `instances`, in the view's frame, with `gt_boxes`
+            (xyxy float32), `gt_classes` and, if wanted, `gt_masks`; crowds and objects that
+            the view has lost are dropped.
+        """
+        image, record = read_record_image(record, self._image_format)
+        with seeded_numpy(sample_seed):
+            view, transforms = make_view(image, record, self._augmentations)
+        view["instances"] = self._instances(
+            record["annotations"], transforms, tuple(view["image"].shape[1:])
+        )
+        return view
+
+    def _instances(
+        self, annotations: list[dict[str, Any]], transforms: TransformList, size: tuple[int, int]
+    ) -> Instances:
+        annotations = [
+            detection_utils.transform_instance_annotations(
+                self._clean_annotation(annotation), transforms, size
+            )
+            for annotation in annotations
+            if annotation.get("iscrowd", 0) == 0
+        ]
+        instances = detection_utils.annotations_to_instances(
+            annotations, size, mask_format=self._instance_mask_format
+        )
+        return detection_utils.filter_empty_instances(instances)
+
+    def _clean_annotation(self, annotation: dict[str, Any]) -> dict[str, Any]:
+        """A copy of what is needed, in float: transforms of integers would truncate."""
+        box = np.asarray(annotation["bbox"], np.float64)
+        cleaned = {
+            "bbox": BoxMode.convert(box[None], annotation["bbox_mode"], BoxMode.XYXY_ABS)[0],
+            "bbox_mode": BoxMode.XYXY_ABS,
+            "category_id": annotation["category_id"],
+        }
+        if self._use_instance_mask:
+            segmentation = copy.deepcopy(annotation["segmentation"])
+            if isinstance(segmentation, list):
+                segmentation = [np.array(polygon, np.float64) for polygon in segmentation]
+            cleaned["segmentation"] = segmentation
+        return cleaned
+
+
+class TwoViewMapper:
+    """Maps an unlabeled record to a weak and a strong view of one decoded image.
+
+    Args:
+        weak_augmentations: what is done to the teacher's view.
+        strong_augmentations: what is done to the student's view.
+        image_format: channel order, as in `detection_utils.read_image`.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        weak_augmentations: list[T.Augmentation],
+        strong_augmentations: list[T.Augmentation],
+        image_format: str,
+    ) -> None:
+        self._weak_augmentations = T.AugmentationList(weak_augmentations)
+        self._strong_augmentations = T.AugmentationList(strong_augmentations)
+        self._image_format = image_format
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """Arguments of the constructor, read from the config."""
+        return {
+            "weak_augmentations": weak_augmentations(cfg),
+            "strong_augmentations": strong_augmentations(cfg),
+            "image_format": cfg.INPUT.FORMAT,
+        }
+
+    def __call__(self, record: dict[str, Any], sample_seed: int) -> dict[str, dict[str, Any]]:
+        """Read one image and augment it twice; a function of the arguments and the file alone.
+
+        Args:
+            record: dict with `file_name`, `image_id` and, if known, `height` and `width`. Left
+                unchanged; annotations are not looked at.
+            sample_seed: 0 to 2**32 - 1.
+
+        Returns:
+            `{"weak": view, "strong": view}`, see `make_view`; the views' draws are independent.
+        """
+        image, record = read_record_image(record, self._image_format)
+        with seeded_numpy(sample_seed):
+            weak, _ = make_view(image, record, self._weak_augmentations)
+            strong, _ = make_view(image, record, self._strong_augmentations)
+        return {"weak": weak, "strong": strong}
+
+
+def read_record_image(
+    record: dict[str, Any], image_format: str
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Decode a record's image, turned upright by its EXIF tag.
+
+    Returns:
+        The image, (H, W, C) uint8, and a shallow copy of the record with `height` and `width`.
+
+    Raises:
+        OSError: the file is missing, broken or no image; the message names it.
+        SizeMismatchError: the record states another size than the file has.
+    """
+    record = dict(record)
+    try:
+        image = detection_utils.read_image(record["file_name"], format=image_format)
+    # Pillow reports damaged files by any of these, depending on the format.
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise OSError(f"Cannot read the image {record['file_name']}: {error}") from error
+    detection_utils.check_image_size(record, image)
+    return image, record
+
+
+def make_view(
+    image: np.ndarray, record: dict[str, Any], augmentations: T.AugmentationList
+) -> tuple[dict[str, Any], TransformList]:
+    """Augment an image.
+
+    Args:
+        image: (H, W, C) uint8, the original. Left unchanged.
+        record: gives `height` and `width` (of the original), `file_name` and `image_id`.
+        augmentations: draw from numpy's global generator.
+
+    Returns:
+        The view, a dict of `image` (uint8 tensor, (C, H, W)), `matrix` (float32 tensor, (3, 3),
+        original to this view's pixels), `height`, `width`, `file_name` and `image_id`; and the
+        transforms that were applied.
+    """
+    aug_input = T.AugInput(image)
+    transforms = augmentations(aug_input)
+    view = {
+        "image": torch.from_numpy(aug_input.image.transpose(2, 0, 1).copy()),
+        "matrix": torch.from_numpy(matrix_of(transforms).astype(np.float32)),
+        "height": record["height"],
+        "width": record["width"],
+        "file_name": record["file_name"],
+        "image_id": record["image_id"],
+    }
+    return view, transforms
+
+
+def matrix_of(transforms: TransformList) -> np.ndarray:
+    """The 3x3 float64 matrix of affine transforms, read off what they do to three points."""
+    origin, x_unit, y_unit = transforms.apply_coords(np.array([[0.0, 0], [1, 0], [0, 1]]))
+    matrix = np.eye(3)
+    matrix[:2] = np.stack([x_unit - origin, y_unit - origin, origin], axis=1)
+    return matrix

@@ -1,0 +1,138 @@
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+
+from soft_teacher.data import build_labeled_loader, build_unlabeled_loader, loaders
+
+
+def views_of(sample):
+    """Views of a sample from either loader."""
+    return [sample] if "image" in sample else [sample["weak"], sample["strong"]]
+
+
+def fingerprint(batch):
+    """Everything that must be equal between two runs."""
+    return [
+        (view["file_name"], view["image"].numpy().tobytes(), view["matrix"].numpy().tobytes())
+        for sample in batch
+        for view in views_of(sample)
+    ]
+
+
+def fingerprints(loader, count):
+    return [fingerprint(batch) for batch in islice(loader, count)]
+
+
+BUILDERS = pytest.mark.parametrize("build", [build_labeled_loader, build_unlabeled_loader])
+
+
+@BUILDERS
+def test_no_worker_and_two_workers_give_the_same_pixels(cfg, build):
+    alone = fingerprints(build(cfg), 6)
+    cfg.DATALOADER.NUM_WORKERS = 2
+    assert fingerprints(build(cfg), 6) == alone
+
+
+@BUILDERS
+def test_starting_at_a_batch_continues_an_uninterrupted_run(cfg, build):
+    assert fingerprints(build(cfg, start_batch=3), 4) == fingerprints(build(cfg), 7)[3:]
+
+
+def test_batches_hold_the_exact_numbers_of_images(cfg):
+    assert [len(batch) for batch in islice(build_labeled_loader(cfg), 5)] == [2] * 5
+    assert [len(batch) for batch in islice(build_unlabeled_loader(cfg), 5)] == [3] * 5
+
+
+def test_labeled_batches_have_instances_and_unlabeled_ones_have_no_annotation(cfg):
+    assert all("instances" in sample for sample in next(iter(build_labeled_loader(cfg))))
+    for sample in next(iter(build_unlabeled_loader(cfg))):
+        assert sample.keys() == {"weak", "strong"}
+        for view in views_of(sample):
+            assert not view.keys() & {"annotations", "instances"}
+
+
+@BUILDERS
+def test_two_ranks_share_the_batch_and_together_see_every_image_once_a_pass(
+    cfg, build, monkeypatch
+):
+    cfg.SOLVER.IMS_PER_BATCH = cfg.SOLVER.IMS_PER_BATCH_UNLABELED = 4
+    monkeypatch.setattr(loaders.comm, "get_world_size", lambda: 2)
+    ranks = []
+    for rank in range(2):
+        monkeypatch.setattr(loaders.comm, "get_rank", lambda rank=rank: rank)
+        ranks.append(list(islice(build(cfg), 4)))
+    assert all(len(batch) == 2 for batches in ranks for batch in batches)
+    files = [
+        views_of(sample)[0]["file_name"]
+        for step in zip(*ranks, strict=True)
+        for batch in step
+        for sample in batch
+    ]
+    assert len(set(files[:7])) == len(set(files[7:14])) == 7
+
+
+@BUILDERS
+def test_a_batch_that_cannot_be_shared_evenly_is_refused_by_key(cfg, build, monkeypatch):
+    cfg.SOLVER.IMS_PER_BATCH = 5
+    cfg.SOLVER.IMS_PER_BATCH_UNLABELED = 5
+    monkeypatch.setattr(loaders.comm, "get_world_size", lambda: 2)
+    with pytest.raises(ValueError, match=r"SOLVER\.IMS_PER_BATCH.* is 5"):
+        build(cfg)
+
+
+def test_a_batch_without_images_is_refused_by_key(cfg):
+    cfg.SOLVER.IMS_PER_BATCH_UNLABELED = 0
+    with pytest.raises(ValueError, match=r"SOLVER\.IMS_PER_BATCH_UNLABELED is 0"):
+        build_unlabeled_loader(cfg)
+
+
+@BUILDERS
+@pytest.mark.parametrize("workers", [0, 1])
+def test_loading_draws_nothing_from_the_global_generators(cfg, build, workers):
+    cfg.DATALOADER.NUM_WORKERS = workers
+    torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()
+    next(iter(build(cfg)))
+    assert torch.equal(torch.get_rng_state(), torch_state)
+    assert np.array_equal(np.random.get_state()[1], numpy_state)
+
+
+def test_a_seed_changes_the_data_and_a_negative_one_is_drawn(cfg):
+    first = fingerprints(build_unlabeled_loader(cfg), 2)
+    cfg.SEED = 6
+    assert fingerprints(build_unlabeled_loader(cfg), 2) != first
+    cfg.SEED = -1
+    drawn = [fingerprints(build_unlabeled_loader(cfg), 2) for _ in range(2)]
+    assert drawn[0] != drawn[1]
+
+
+def test_labeled_and_unlabeled_images_are_drawn_independently(cfg):
+    cfg.SOLVER.IMS_PER_BATCH = cfg.SOLVER.IMS_PER_BATCH_UNLABELED = 7
+    labeled, unlabeled = (
+        [views_of(sample)[0]["file_name"] for batch in islice(build(cfg), 4) for sample in batch]
+        for build in (build_labeled_loader, build_unlabeled_loader)
+    )
+    assert labeled != unlabeled
+
+
+def test_grouping_puts_images_of_one_orientation_together(cfg):
+    cfg.SOLVER.IMS_PER_BATCH = 1
+    cfg.SOLVER.IMS_PER_BATCH_UNLABELED = 2
+
+    def mixed():
+        batches = islice(build_unlabeled_loader(cfg), 70)
+        kinds = [{s["weak"]["width"] >= s["weak"]["height"] for s in batch} for batch in batches]
+        return sum(len(kind) == 2 for kind in kinds)
+
+    grouped = mixed()
+    cfg.DATALOADER.ASPECT_RATIO_GROUPING = False
+    assert grouped < mixed() / 2
+
+
+def test_an_unreadable_labeled_image_is_named_by_its_file_from_a_worker(cfg, coco):
+    for path in (coco / "images").iterdir():
+        path.write_bytes(b"broken")
+    cfg.DATALOADER.NUM_WORKERS = 1
+    with pytest.raises(OSError, match=r"Cannot read the image .*\.png"):
+        next(iter(build_labeled_loader(cfg)))
