@@ -1,0 +1,131 @@
+"""Every configuration key that Soft Teacher adds to Detectron2's, with its unit and its source.
+
+"Official" is the code that produced the published numbers (github.com/microsoft/SoftTeacher);
+equations, sections and tables are the paper's (Xu et al., ICCV 2021).
+"""
+
+from detectron2.config import CfgNode as CN
+
+
+def add_soft_teacher_config(cfg: CN) -> None:
+    """Add the keys of this project to a Detectron2 config, in place."""
+    _add_data_keys(cfg)
+    _add_augmentation_keys(cfg)
+    _add_method_keys(cfg)
+    _add_timm_keys(cfg)
+
+
+def _add_data_keys(cfg: CN) -> None:
+    # Unlabeled sets, by name; their annotations, if there are any, never reach training.
+    cfg.DATASETS.UNLABELED = ()
+    # Fold of the partially labeled protocol, 1-5 (sec. 4.1). It replaces "{fold}" in the names
+    # in DATASETS.TRAIN and DATASETS.UNLABELED.
+    cfg.DATASETS.FOLD = 1
+    # Your own sets in COCO format: a list of [name, annotation_json, image_root].
+    cfg.DATASETS.CUSTOM = []
+    # Unlabeled images per step, over all GPUs. SOLVER.IMS_PER_BATCH counts the labeled ones, as
+    # everywhere in Detectron2. Both counts are exact in every step; the official code draws
+    # them at random (mean 1.33 labeled : 3.67 unlabeled per GPU in the partial setting).
+    cfg.SOLVER.IMS_PER_BATCH_UNLABELED = 32
+
+
+def _add_augmentation_keys(cfg: CN) -> None:
+    # Augmentations of the labeled, weak and strong views. The scale jitter is
+    # INPUT.MIN_SIZE_TRAIN (official: 400 to 1200, sampled as a "range"), the flip
+    # INPUT.RANDOM_FLIP; each view draws its own.
+    cfg.INPUT.AUG = CN()
+    # Exactly one of nine color operations on the labeled and strong views (official).
+    cfg.INPUT.AUG.COLOR = True
+    # Exactly one of four geometric operations on the strong view (official).
+    cfg.INPUT.AUG.GEOMETRY = True
+    # Largest shift, as a fraction of the side (official: 0.1).
+    cfg.INPUT.AUG.MAX_TRANSLATE = 0.1
+    # Largest rotation, in degrees (official: 30).
+    cfg.INPUT.AUG.MAX_ROTATE = 30.0
+    # Largest shear angle, in degrees (official: 30).
+    cfg.INPUT.AUG.MAX_SHEAR = 30.0
+    # Number of erased patches on the strong view, lowest and highest (official: 1 to 4).
+    cfg.INPUT.AUG.ERASE_PATCHES = (1, 4)
+    # Largest side of an erased patch, as a fraction of the image side (official: 0.2).
+    cfg.INPUT.AUG.ERASE_MAX_SIZE = 0.2
+    # Value of pixels that come from outside the image or are erased (official: 125).
+    cfg.INPUT.AUG.FILL = 125
+
+
+def _add_method_keys(cfg: CN) -> None:
+    cfg.SOFT_TEACHER = st = CN()
+    # False: supervised training on the labeled images alone, the baseline of tables 2-5.
+    st.ENABLED = True
+    # alpha of eq. 1 (official: 4.0 with few labels, 2.0 with train2017 fully labeled). It
+    # multiplies the RPN's losses on unlabeled images too.
+    st.UNSUP_LOSS_WEIGHT = 4.0
+    # Steps of supervised training (the EMA teacher follows) before unlabeled images are used.
+    # Paper and official: 0.
+    st.BURN_IN_ITERS = 0
+    # Stop with an error after this many consecutive steps skipped for a non-finite value.
+    st.MAX_SKIPPED_STEPS = 50
+    # Warn after this many consecutive steps without a pseudo box for classification.
+    st.WARN_NO_PSEUDO_BOX_ITERS = 1000
+
+    # The teacher: exponential moving average of the student, updated after each step (sec. 3.1).
+    st.EMA = CN()
+    # False: the teacher equals the student ("E2E" in table 5).
+    st.EMA.ENABLED = True
+    # Share of the teacher kept in each update, min(MOMENTUM, 1 - 1/(t+1)) at update t
+    # (official: 0.999; the teacher is the mean of all students so far for the first 1000).
+    st.EMA.MOMENTUM = 0.999
+
+    # Which of the teacher's detections teach (sec. 3.1 and 3.3); all comparisons are strict.
+    st.PSEUDO_LABELS = CN()
+    # Foreground score that a detection needs to be considered at all (sec. 3.3: 0.5).
+    st.PSEUDO_LABELS.MIN_SCORE = 0.5
+    # Foreground score above which it teaches the RPN (official: 0.9; the paper is silent).
+    st.PSEUDO_LABELS.RPN_SCORE = 0.9
+    # Foreground score above which it teaches RoI classification (table 8: 0.9).
+    st.PSEUDO_LABELS.CLS_SCORE = 0.9
+    # Box regression variance below which it teaches RoI regression (table 9: 0.02). Unused
+    # when JITTER.ENABLED is False: then CLS_SCORE decides for regression too (table 6).
+    st.PSEUDO_LABELS.REG_VARIANCE = 0.02
+
+    # Weights of background RoIs in the classification loss (sec. 3.2).
+    st.BACKGROUND = CN()
+    # Reliability r_j of a background RoI: "teacher" is the teacher's background score (BG-T in
+    # table 7), "none" weighs all alike (table 6 without soft teacher).
+    st.BACKGROUND.RELIABILITY = "teacher"
+    # "joint": one weighted mean over all RoIs of the GPU's unlabeled images, foreground weight 1
+    # (official; its author calls eq. 4 as printed wrong). "paper": eq. 4-5 to the letter, the
+    # mean over foreground plus the weighted mean over background, per image.
+    st.BACKGROUND.NORMALIZER = "joint"
+
+    # Box jittering (sec. 3.3).
+    st.JITTER = CN()
+    st.JITTER.ENABLED = True
+    # N_jitter, jittered copies per pseudo box (table 10: 10).
+    st.JITTER.NUM = 10
+    # Offset of each coordinate as a fraction of the box's side: standard deviation if
+    # "gaussian", largest value if "uniform" (official: gaussian, 0.06).
+    st.JITTER.SCALE = 0.06
+    st.JITTER.DISTRIBUTION = "gaussian"
+    # "per_axis": deviations divided by width and height of the mean refined box (official).
+    # "paper": eq. 9, all four divided by the mean of the pseudo box's width and height.
+    st.JITTER.VARIANCE = "per_axis"
+
+    # Box regression on unlabeled images (eq. 10).
+    st.REGRESSION = CN()
+    # "sampled": the sum over foreground RoIs divided by all sampled RoIs (official and
+    # Detectron2). "foreground": divided by the foreground RoIs of each image (eq. 10).
+    st.REGRESSION.NORMALIZER = "sampled"
+
+
+def _add_timm_keys(cfg: CN) -> None:
+    # Backbone "build_timm_fpn_backbone": any timm model that offers `features_only`.
+    cfg.MODEL.TIMM = CN()
+    cfg.MODEL.TIMM.NAME = "resnet50"
+    # Indices of timm's feature levels that enter the FPN, lowest stride first.
+    cfg.MODEL.TIMM.OUT_INDICES = (1, 2, 3, 4)
+    # File of backbone weights; empty for random ones. Nothing is downloaded.
+    cfg.MODEL.TIMM.WEIGHTS = ""
+    # Freeze the running statistics and affine parameters of batch norms in the backbone.
+    cfg.MODEL.TIMM.FREEZE_NORM = True
+    # Number of leading feature levels (with the stem) that are not trained.
+    cfg.MODEL.TIMM.FREEZE_AT = 0

@@ -1,0 +1,98 @@
+"""A Faster R-CNN that can be either of Soft Teacher's two models."""
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN
+from detectron2.utils.events import get_event_storage
+from torch import Tensor
+
+from soft_teacher.modeling import pseudo_labels
+from soft_teacher.modeling.guidance import Guidance, PseudoLabelRules
+
+
+@META_ARCH_REGISTRY.register()
+class SoftTeacherRCNN(GeneralizedRCNN):
+    """GeneralizedRCNN with the teacher's and the student's part in Soft Teacher.
+
+    The trainer knows two calls: `teacher.annotate(weak)` and `student(labeled, strong,
+    guidance)`. Without guidance, and in inference, this is GeneralizedRCNN, whose parameter
+    names it keeps.
+    """
+
+    @configurable
+    def __init__(self, *, unsup_loss_weight: float, rules: PseudoLabelRules, **kwargs):
+        """
+        Args:
+            unsup_loss_weight: alpha of eq. 1.
+            rules: which detections teach what.
+        """
+        super().__init__(**kwargs)
+        self.unsup_loss_weight = unsup_loss_weight
+        self.rules = rules
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict:
+        return {
+            **super().from_config(cfg),
+            "unsup_loss_weight": cfg.SOFT_TEACHER.UNSUP_LOSS_WEIGHT,
+            "rules": PseudoLabelRules.from_config(cfg),
+        }
+
+    @torch.no_grad()
+    def annotate(self, weak: list[dict]) -> Guidance:
+        """As the teacher: detect objects on weak views and stand ready to judge boxes.
+
+        Args:
+            weak: N views, see `soft_teacher.data`.
+
+        Returns:
+            Guidance that keeps the feature maps of this call until it is dropped.
+        """
+        assert not self.training, "The teacher must be in eval mode."
+        images = self.preprocess_image(weak)
+        features = self.backbone(images.tensor)
+        proposals, _ = self.proposal_generator(images, features, None)
+        detections, _ = self.roi_heads(images, features, proposals, None)
+
+        def judge(score_boxes, refine_boxes, refine_classes):
+            return self.roi_heads.score_and_refine(
+                features, images.image_sizes, score_boxes, refine_boxes, refine_classes
+            )
+
+        return Guidance(detections, [x["matrix"] for x in weak], judge, self.rules)
+
+    def forward(
+        self,
+        batched_inputs: list[dict],
+        strong: list[dict] | None = None,
+        guidance: Guidance | None = None,
+    ) -> dict[str, Tensor] | list[dict]:
+        """As the student: L = L_s + alpha L_u (eq. 1), as a dict of weighted losses.
+
+        Args:
+            batched_inputs: labeled views with `instances`, or, in eval mode, images to detect in.
+            strong: N strong views of unlabeled images.
+            guidance: what the teacher said of their weak views; None for L_s alone.
+
+        Returns:
+            The losses of GeneralizedRCNN, and the same with the suffix "_unsup" for the
+            unlabeled images; or detections, in eval mode.
+        """
+        outputs = super().forward(batched_inputs)
+        if not self.training or guidance is None:
+            return outputs
+        with get_event_storage().name_scope("unsup"):
+            unsup = self._unlabeled_losses(strong, guidance)
+        outputs.update({f"{k}_unsup": self.unsup_loss_weight * v for k, v in unsup.items()})
+        return outputs
+
+    def _unlabeled_losses(self, strong: list[dict], guidance: Guidance) -> dict[str, Tensor]:
+        """L_u of eq. 3 and 11, RPN losses included."""
+        in_view = guidance.seen_from(strong)
+        images = self.preprocess_image(strong)
+        features = self.backbone(images.tensor)
+        proposals, losses = self.proposal_generator(
+            images, features, pseudo_labels.select(in_view.targets, in_view.teaches_rpn)
+        )
+        losses.update(self.roi_heads.unlabeled_losses(features, proposals, in_view))
+        return losses

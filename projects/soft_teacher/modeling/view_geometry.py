@@ -1,0 +1,48 @@
+"""Carrying boxes from one augmented view of an image to another.
+
+Shape shorthand: R boxes; matrices are 3x3, homogeneous, "original image -> view", in pixels.
+Everything here is elementwise, never a matmul, so that autocast cannot lower its precision.
+"""
+
+import torch
+from torch import Tensor
+
+
+def view_to_view(source: Tensor, target: Tensor) -> Tensor:
+    """Matrix that carries points of the source view to the target view.
+
+    Args:
+        source, target: float (3, 3), original image -> view.
+
+    Returns:
+        float32 (3, 3), computed in float64: views of large images lose pixels otherwise.
+    """
+    with torch.autocast(source.device.type, enabled=False):
+        return (target.double() @ torch.linalg.inv(source.double())).float()
+
+
+def project_boxes(boxes: Tensor, matrix: Tensor, image_size: tuple[int, int]) -> Tensor:
+    """Map boxes by an affine matrix, enclose the result axis-aligned and clip it once.
+
+    Rotated and sheared boxes grow to the box that encloses their four corners, as in the
+    official code. Boxes that leave the image shrink to zero area; they are not dropped.
+
+    Args:
+        boxes: (R, 4) xyxy in the source view.
+        matrix: (3, 3) from :func:`view_to_view`.
+        image_size: (height, width) of the target view.
+
+    Returns:
+        (R, 4) xyxy in the target view, inside it.
+    """
+    boxes = boxes.float()
+    x = boxes[:, [0, 2, 2, 0]]
+    y = boxes[:, [1, 1, 3, 3]]
+    new_x = matrix[0, 0] * x + matrix[0, 1] * y + matrix[0, 2]
+    new_y = matrix[1, 0] * x + matrix[1, 1] * y + matrix[1, 2]
+    height, width = image_size
+    new_x = new_x.clamp(min=0, max=width)
+    new_y = new_y.clamp(min=0, max=height)
+    return torch.stack(
+        [new_x.amin(dim=1), new_y.amin(dim=1), new_x.amax(dim=1), new_y.amax(dim=1)], dim=1
+    )

@@ -1,0 +1,124 @@
+"""What the teacher tells the student, and how little it works for that."""
+
+import pytest
+import torch
+from tiny import detections, plain_view, tiny_config
+
+from soft_teacher.modeling.guidance import Guidance, PseudoLabelRules
+
+BOXES = [[10.0, 10, 30, 30], [20, 5, 60, 50], [40, 30, 70, 60]]
+
+
+class Judge:
+    """A teacher's head that scores by box area and refines by rounding."""
+
+    def __init__(self):
+        self.calls = []
+
+    def __call__(self, score_boxes, refine_boxes, refine_classes):
+        self.calls.append((score_boxes, refine_boxes, refine_classes))
+        areas = [(b[:, 2] - b[:, 0]) * (b[:, 3] - b[:, 1]) for b in score_boxes]
+        probabilities = [torch.stack([1 - a / 1e4, a / 1e4], dim=1) for a in areas]
+        return probabilities, [b.clone() for b in refine_boxes]
+
+
+def make(scores=(0.95, 0.7, 0.4), matrix=None, **overrides):
+    judge = Judge()
+    rules = PseudoLabelRules.from_config(tiny_config(**overrides))
+    matrix = torch.eye(3) if matrix is None else torch.tensor(matrix)
+    return Guidance([detections(BOXES, scores)], [matrix], judge, rules), judge
+
+
+def test_a_box_scored_0_7_does_not_become_foreground():
+    guidance, _ = make()
+    in_view = guidance.seen_from([plain_view(0)])
+    assert len(in_view.targets[0]) == 2  # 0.4 is below MIN_SCORE
+    assert in_view.teaches_rpn[0].tolist() == [True, False]
+    assert in_view.teaches_cls[0].tolist() == [True, False]
+
+
+def test_a_box_scored_0_7_may_teach_regression():
+    guidance, _ = make(SOFT_TEACHER__PSEUDO_LABELS__REG_VARIANCE=10.0)
+    assert guidance.seen_from([plain_view(0)]).teaches_reg[0].tolist() == [True, True]
+
+
+def test_without_jitter_the_score_decides_for_regression_and_nothing_is_judged():
+    guidance, judge = make(SOFT_TEACHER__JITTER__ENABLED=False)
+    in_view = guidance.seen_from([plain_view(0)])
+    assert in_view.teaches_reg[0].tolist() == [True, False]
+    assert guidance.variance is None and not judge.calls
+
+
+def test_scores_and_variance_share_one_pass():
+    guidance, judge = make()
+    in_view = guidance.seen_from([plain_view(0)])
+    in_view.background_scores([torch.tensor([[0.0, 0, 50, 40]])])
+    assert in_view.teaches_reg[0].shape == (2,)
+    assert len(judge.calls) == 1
+    score_boxes, refine_boxes, refine_classes = judge.calls[0]
+    assert score_boxes[0].shape == (1, 4)
+    assert refine_boxes[0].shape == (10 * 2, 4)
+    assert refine_classes[0].tolist() == [0, 1] * 10
+
+
+def test_variance_is_that_of_the_refined_boxes():
+    torch.manual_seed(0)
+    guidance, judge = make(SOFT_TEACHER__JITTER__VARIANCE="paper")
+    variance = guidance.variance[0]
+    refined = judge.calls[0][1][0].view(10, 2, 4).double()
+    for i, box in enumerate(BOXES[:2]):
+        sides = (box[2] - box[0] + box[3] - box[1]) / 2
+        mean = refined[:, i].mean(dim=0)
+        sigma = (((refined[:, i] - mean) ** 2).sum(dim=0) / 9).sqrt()
+        assert float(variance[i]) == pytest.approx(float((sigma / sides).mean()), rel=1e-5)
+
+
+def test_boxes_to_judge_are_carried_back_to_the_weak_view():
+    flip = [[-1.0, 0, 80], [0, 1, 0], [0, 0, 1]]
+    double = [[2.0, 0, 0], [0, 2, 0], [0, 0, 1]]
+    guidance, judge = make(matrix=flip)
+    strong = plain_view(0, size=(128, 160), matrix=double)
+    in_view = guidance.seen_from([strong])
+    in_view.background_scores([torch.tensor([[20.0, 40, 60, 80]])])
+    assert judge.calls[0][0][0].tolist() == [[50, 20, 70, 40]]
+    assert in_view.targets[0].gt_boxes.tensor[0].tolist() == [100, 20, 140, 60]
+    assert in_view.targets[0].image_size == (128, 160)
+
+
+def test_a_box_that_left_the_strong_view_teaches_nothing():
+    push = [[1.0, 0, 70], [0, 1, 0], [0, 0, 1]]
+    guidance, _ = make(scores=(0.95, 0.95, 0.95), SOFT_TEACHER__PSEUDO_LABELS__REG_VARIANCE=10.0)
+    in_view = guidance.seen_from([plain_view(0, matrix=push)])
+    expected = [False, False, False]
+    assert (BOXES[0][0] + 70) >= 80
+    assert in_view.teaches_cls[0].tolist() == expected
+    assert in_view.teaches_reg[0].tolist() == expected
+
+
+def test_no_detections_need_no_special_case():
+    judge = Judge()
+    rules = PseudoLabelRules.from_config(tiny_config())
+    guidance = Guidance([detections([], [])], [torch.eye(3)], judge, rules)
+    in_view = guidance.seen_from([plain_view(0)])
+    assert in_view.background_scores([torch.tensor([[0.0, 0, 9, 9]])])[0].shape == (1,)
+    in_view.note_pseudo_labels()
+    assert {k: float(v) for k, v in guidance.statistics.items()} == {
+        "pseudo_boxes_rpn": 0,
+        "pseudo_boxes_cls": 0,
+        "pseudo_boxes_reg": 0,
+        "pseudo_score": 0,
+        "pseudo_variance": 0,
+    }
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("SOFT_TEACHER.JITTER.DISTRIBUTION", "normal"),
+        ("SOFT_TEACHER.JITTER.VARIANCE", "eq9"),
+        ("SOFT_TEACHER.JITTER.NUM", 1),
+    ],
+)
+def test_a_bad_value_is_an_error_that_names_its_key(key, value):
+    with pytest.raises(ValueError, match=key):
+        PseudoLabelRules.from_config(tiny_config(**{key: value}))
