@@ -1,0 +1,1 @@
+"""Measures and pictures of pseudo labels; nothing here takes part in training."""

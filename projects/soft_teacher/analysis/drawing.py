@@ -1,0 +1,100 @@
+"""Pictures of images with boxes, in RGB."""
+
+import numpy as np
+from detectron2.data.detection_utils import convert_image_to_rgb
+from detectron2.utils.visualizer import Visualizer
+from torch import Tensor
+
+from soft_teacher.modeling.guidance import Guidance
+
+# What a pseudo box teaches, by color (RGB in 0-1).
+TEACHES_BOTH = (0.2, 0.9, 0.2)
+TEACHES_CLASS = (1.0, 0.8, 0.1)
+TEACHES_BOX = (0.2, 0.6, 1.0)
+TEACHES_NOTHING = (0.6, 0.6, 0.6)
+LEGEND = "green: class and box; yellow: class only; blue: box only; gray: neither"
+
+
+def draw_boxes(
+    image: np.ndarray,
+    boxes: Tensor,
+    labels: list[str] | None = None,
+    colors: list[tuple[float, float, float]] | None = None,
+) -> np.ndarray:
+    """Draw boxes on an RGB image.
+
+    Args:
+        image: uint8 (H, W, 3), RGB.
+        boxes: (R, 4), xyxy in pixels of the image.
+        labels: R captions.
+        colors: R colors, RGB in 0-1.
+
+    Returns:
+        uint8 (H, W, 3), RGB.
+    """
+    canvas = Visualizer(image, None)
+    canvas.overlay_instances(boxes=boxes.numpy(), labels=labels, assigned_colors=colors)
+    return canvas.output.get_image()
+
+
+def view_to_rgb(view: dict, image_format: str) -> np.ndarray:
+    """The image of a view as uint8 (H, W, 3), RGB."""
+    return convert_image_to_rgb(view["image"].permute(1, 2, 0), image_format)
+
+
+def draw_views(
+    weak: list[dict], strong: list[dict], guidance: Guidance, index: int, image_format: str
+) -> np.ndarray:
+    """Weak and strong view of an image side by side, with its pseudo boxes.
+
+    The color of a box tells what it teaches, see `LEGEND`; its caption on the weak view is
+    class, score and box regression variance.
+
+    Args:
+        weak, strong: the views of a batch.
+        guidance: of that batch.
+        index: the image's place in the batch.
+        image_format: INPUT.FORMAT.
+
+    Returns:
+        uint8 (H, W, 3), RGB.
+    """
+    labels = guidance.labels[index].to("cpu")
+    in_view = guidance.seen_from(strong)
+    colors = [
+        _color(bool(c), bool(r))
+        for c, r in zip(in_view.teaches_cls[index], in_view.teaches_reg[index], strict=True)
+    ]
+    captions = [
+        f"{int(c)} {float(s):.2f}" for c, s in zip(labels.pred_classes, labels.scores, strict=True)
+    ]
+    if guidance.variance is not None:
+        variances = guidance.variance[index].tolist()
+        captions = [f"{c} {v:.3f}" for c, v in zip(captions, variances, strict=True)]
+    left = draw_boxes(
+        view_to_rgb(weak[index], image_format), labels.pred_boxes.tensor, captions, colors
+    )
+    right = draw_boxes(
+        view_to_rgb(strong[index], image_format),
+        in_view.targets[index].gt_boxes.tensor.cpu(),
+        None,
+        colors,
+    )
+    return side_by_side([left, right])
+
+
+def _color(teaches_class: bool, teaches_box: bool) -> tuple[float, float, float]:
+    if teaches_class:
+        return TEACHES_BOTH if teaches_box else TEACHES_CLASS
+    return TEACHES_BOX if teaches_box else TEACHES_NOTHING
+
+
+def side_by_side(images: list[np.ndarray], gap: int = 8) -> np.ndarray:
+    """Join RGB images of any sizes in a row, on white."""
+    height = max(x.shape[0] for x in images)
+    columns = []
+    for image in images:
+        column = np.full((height, image.shape[1] + gap, 3), 255, dtype=np.uint8)
+        column[: image.shape[0], : image.shape[1]] = image
+        columns.append(column)
+    return np.concatenate(columns, axis=1)[:, :-gap]

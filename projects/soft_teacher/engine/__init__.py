@@ -1,0 +1,7 @@
+"""Training: one step, the teacher, checkpoints and what is seen meanwhile."""
+
+from soft_teacher.engine.checkpointing import SoftTeacherCheckpointer
+from soft_teacher.engine.evaluation import evaluate_models, load_models
+from soft_teacher.engine.trainer import SoftTeacherTrainer
+
+__all__ = ["SoftTeacherCheckpointer", "SoftTeacherTrainer", "evaluate_models", "load_models"]

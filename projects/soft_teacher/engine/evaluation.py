@@ -1,0 +1,51 @@
+"""Evaluation of student and teacher side by side."""
+
+import logging
+import os
+
+from detectron2.config import CfgNode
+from detectron2.engine import DefaultTrainer
+from detectron2.evaluation import COCOEvaluator
+from detectron2.modeling import build_model
+from torch import nn
+
+from soft_teacher.engine.checkpointing import SoftTeacherCheckpointer
+
+logger = logging.getLogger(__name__)
+
+
+def evaluate_models(cfg: CfgNode, models: dict[str, nn.Module]) -> dict[str, dict]:
+    """Detectron2's evaluation of several models, each result under its model's name.
+
+    Args:
+        cfg: DATASETS.TEST names the sets; predictions go to OUTPUT_DIR/inference/NAME/SET.
+        models: name -> model.
+
+    Returns:
+        name -> what `DefaultTrainer.test` returns, e.g. {"teacher": {"bbox": {"AP": ...}}}; on
+        the first process only, empty on the others.
+    """
+    results = {}
+    for name, model in models.items():
+        logger.info(f"Evaluating the {name}")
+        folder = os.path.join(cfg.OUTPUT_DIR, "inference", name)
+        evaluators = [
+            COCOEvaluator(d, output_dir=os.path.join(folder, d)) for d in cfg.DATASETS.TEST
+        ]
+        results[name] = DefaultTrainer.test(cfg, model, evaluators)
+    return results
+
+
+def load_models(cfg: CfgNode) -> dict[str, nn.Module]:
+    """The models of the file MODEL.WEIGHTS, by name.
+
+    Returns:
+        "student" and "teacher" if the file is a checkpoint of this project, else "model".
+    """
+    model, teacher = build_model(cfg), build_model(cfg)
+    checkpointer = SoftTeacherCheckpointer(model, cfg.OUTPUT_DIR)
+    rest = checkpointer.load(cfg.MODEL.WEIGHTS)
+    if "teacher" not in rest:
+        return {"model": model}
+    teacher.load_state_dict(rest["teacher"])
+    return {"student": model, "teacher": teacher}

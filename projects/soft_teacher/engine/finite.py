@@ -1,0 +1,31 @@
+"""Agreement of all processes that a step is sound, and names for what is not."""
+
+import math
+
+import torch
+import torch.distributed as dist
+from detectron2.utils import comm
+from torch import Tensor, nn
+
+
+def agree_on_flag(flag: Tensor) -> Tensor:
+    """The largest value of a 0-d flag over all processes (a collective, on the flag's device)."""
+    if comm.get_world_size() > 1:
+        dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+    return flag
+
+
+def name_non_finite_losses(values: dict[str, float]) -> str:
+    """The names and values of scalars that are not finite, for the log."""
+    bad = [f"{k} = {v}" for k, v in values.items() if not math.isfinite(v)]
+    return ", ".join(bad)
+
+
+def name_non_finite_gradients(model: nn.Module, at_most: int = 3) -> str:
+    """The first parameters whose gradient is not finite, for the log."""
+    bad = [
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.grad is not None and not torch.isfinite(parameter.grad).all()
+    ]
+    return f"non-finite gradient of {', '.join(bad[:at_most])} ({len(bad)} parameters)"

@@ -1,0 +1,103 @@
+"""Hooks that Detectron2 lacks."""
+
+import logging
+import math
+import os
+
+import torch
+from detectron2.engine import HookBase
+from detectron2.utils import comm
+from detectron2.utils.file_io import PathManager
+from torch import nn
+
+logger = logging.getLogger(__name__)
+
+
+class BestTeacherKeeper(HookBase):
+    """Keeps the weights of the best teacher evaluated so far in a file of its own.
+
+    The file is a plain Detectron2 weight file with the metric and the iteration in it. It is
+    what remembers the best value over a restart, and "last_checkpoint" never points to it
+    (Detectron2's BestCheckpointer retags it and forgets the best).
+    """
+
+    def __init__(self, teacher: nn.Module, path: str, period: int, metric: str):
+        """
+        Args:
+            teacher: the model to save.
+            path: file to write.
+            period: iterations between evaluations, TEST.EVAL_PERIOD.
+            metric: name in the event storage, higher is better.
+        """
+        self._teacher = teacher
+        self._path = path
+        self._period = period
+        self._metric = metric
+        self._best = -math.inf
+
+    def before_train(self) -> None:
+        """Remember the best of the run that is resumed, unless it lies in the future."""
+        if not PathManager.isfile(self._path):
+            return
+        with PathManager.open(self._path, "rb") as f:
+            kept = torch.load(f, map_location="cpu", weights_only=True)
+        if kept["iteration"] < self.trainer.start_iter:
+            self._best = kept["metric"]
+
+    def after_step(self) -> None:
+        iteration = self.trainer.iter + 1
+        if comm.is_main_process() and self._period > 0 and iteration % self._period == 0:
+            self._keep_if_best()
+
+    def after_train(self) -> None:
+        finished = self.trainer.iter + 1 >= self.trainer.max_iter
+        if comm.is_main_process() and finished:
+            self._keep_if_best()
+
+    def _keep_if_best(self) -> None:
+        latest = self.trainer.storage.latest().get(self._metric)
+        if latest is None or latest[1] != self.trainer.iter or not latest[0] > self._best:
+            return
+        self._best = latest[0]
+        kept = {
+            "model": self._teacher.state_dict(),
+            "iteration": self.trainer.iter,
+            "metric": self._best,
+        }
+        temporary = f"{self._path}.tmp"
+        with PathManager.open(temporary, "wb") as f:
+            torch.save(kept, f)
+        os.replace(temporary, self._path)
+        logger.info(f"Best teacher so far: {self._metric} = {self._best:.3f}, in {self._path}")
+
+
+class SilenceWarner(HookBase):
+    """Warns when no pseudo box has taught classification for many iterations."""
+
+    def __init__(self, num_iters: int, cls_score: float):
+        """
+        Args:
+            num_iters: iterations of silence after which to warn, again and again.
+            cls_score: SOFT_TEACHER.PSEUDO_LABELS.CLS_SCORE, for the message.
+        """
+        self._num_iters = num_iters
+        self._cls_score = cls_score
+        self._last_heard: int | None = None
+
+    def after_step(self) -> None:
+        logged = self.trainer.storage.latest().get("pseudo_boxes_cls")
+        if logged is None:
+            return
+        count, iteration = logged
+        if count > 0 or self._last_heard is None:
+            self._last_heard = iteration
+        silence = self.trainer.iter - self._last_heard
+        if silence > 0 and silence % self._num_iters == 0:
+            logger.warning(
+                f"No pseudo box for classification in {silence} iterations: no detection of the "
+                f"teacher scores above {self._cls_score}. Likely causes: the teacher is still "
+                "untrained (wait, raise SOFT_TEACHER.BURN_IN_ITERS, or start from a supervised "
+                "model with MODEL.WEIGHTS); SOFT_TEACHER.PSEUDO_LABELS.CLS_SCORE is too high for "
+                "this data; SOLVER.BASE_LR is too low or too high; the unlabeled images show none "
+                "of the classes; INPUT.FORMAT or MODEL.PIXEL_MEAN does not fit the weights."
+            )

@@ -1,0 +1,63 @@
+"""Mixed precision on whatever device the model is on."""
+
+from contextlib import AbstractContextManager
+
+import torch
+from torch import Tensor
+
+
+class Precision:
+    """Autocast and gradient scaling, or plain float32.
+
+    On CUDA mixed precision is float16 with dynamic loss scaling, as in the official recipe; on
+    the CPU it is bfloat16, whose range needs no scaling. (Detectron2's AMPTrainer is CUDA only.)
+    """
+
+    def __init__(self, device_type: str, enabled: bool):
+        """
+        Args:
+            device_type: "cuda" or "cpu".
+            enabled: SOLVER.AMP.ENABLED.
+        """
+        self.device_type = device_type
+        self.enabled = enabled
+        self.dtype = torch.float16 if device_type == "cuda" else torch.bfloat16
+        self.scaler = torch.amp.GradScaler(
+            device_type, enabled=enabled and self.dtype == torch.float16
+        )
+
+    def autocast(self) -> AbstractContextManager:
+        """Context for teacher and student forward."""
+        return torch.autocast(self.device_type, dtype=self.dtype, enabled=self.enabled)
+
+    def scale(self, loss: Tensor) -> Tensor:
+        """The loss to call backward on."""
+        return self.scaler.scale(loss)
+
+    def unscaled_grad_norm(self, optimizer: torch.optim.Optimizer) -> Tensor:
+        """Undo the scaling of the gradients and return their norm, 0-d."""
+        self.scaler.unscale_(optimizer)
+        grads = [
+            p.grad
+            for group in optimizer.param_groups
+            for p in group["params"]
+            if p.grad is not None
+        ]
+        return torch.nn.utils.get_total_norm(grads)
+
+    def step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Step the optimizer after :meth:`unscaled_grad_norm` was found finite."""
+        self.scaler.step(optimizer)
+        self.scaler.update()
+
+    def lower_scale(self, optimizer: torch.optim.Optimizer) -> None:
+        """In place of :meth:`step` after non-finite gradients: the scaler skips and backs off."""
+        if self.scaler.is_enabled():
+            self.step(optimizer)
+
+    def state_dict(self) -> dict:
+        return self.scaler.state_dict()
+
+    def load_state_dict(self, state: dict) -> None:
+        if self.scaler.is_enabled():
+            self.scaler.load_state_dict(state)

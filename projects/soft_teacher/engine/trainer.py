@@ -1,0 +1,136 @@
+"""The trainer: builds the parts from a config and wires them together."""
+
+import os
+import weakref
+
+from detectron2.config import CfgNode
+from detectron2.engine import DefaultTrainer, create_ddp_model, hooks
+from detectron2.engine.train_loop import TrainerBase
+from detectron2.utils import comm
+from torch import nn
+
+from soft_teacher.data import build_labeled_loader, build_unlabeled_loader, unlabeled_ground_truth
+from soft_teacher.engine.checkpointing import SoftTeacherCheckpointer
+from soft_teacher.engine.ema import EMATeacher
+from soft_teacher.engine.evaluation import evaluate_models
+from soft_teacher.engine.hooks import BestTeacherKeeper, SilenceWarner
+from soft_teacher.engine.loader_stream import LoaderStream
+from soft_teacher.engine.monitors import QualityMonitor, ViewPainter
+from soft_teacher.engine.precision import Precision
+from soft_teacher.engine.random_state import set_random_state
+from soft_teacher.engine.schedule import scale_to_world_size
+from soft_teacher.engine.train_step import SoftTeacherStep
+
+LOG_PERIOD = 20
+
+
+class SoftTeacherTrainer(DefaultTrainer):
+    """Detectron2's default trainer with a labeled and an unlabeled loader and an EMA teacher.
+
+    Student and teacher are evaluated side by side; the student is the checkpoint's "model".
+    """
+
+    def __init__(self, cfg: CfgNode):
+        # DefaultTrainer's constructor builds a loader and a trainer of its own.
+        TrainerBase.__init__(self)
+        self.cfg = cfg = scale_to_world_size(cfg, comm.get_world_size())
+        student = self.build_model(cfg)
+        optimizer = self.build_optimizer(cfg, student)
+        on_gpu = next(student.parameters()).is_cuda
+        ddp_args = {} if on_gpu else {"device_ids": None}
+        model = create_ddp_model(student, broadcast_buffers=False, **ddp_args)
+        st = cfg.SOFT_TEACHER
+        self._trainer = SoftTeacherStep(
+            model,
+            EMATeacher(student, st.EMA.MOMENTUM if st.EMA.ENABLED else 0.0),
+            LoaderStream(lambda start: build_labeled_loader(cfg, start)),
+            LoaderStream(lambda start: build_unlabeled_loader(cfg, start)) if st.ENABLED else None,
+            optimizer,
+            Precision("cuda" if on_gpu else "cpu", cfg.SOLVER.AMP.ENABLED),
+            burn_in_iters=st.BURN_IN_ITERS,
+            max_skipped_steps=st.MAX_SKIPPED_STEPS,
+            log_period=LOG_PERIOD,
+        )
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        self.checkpointer = SoftTeacherCheckpointer(
+            model, cfg.OUTPUT_DIR, teacher=self.teacher, trainer=weakref.proxy(self)
+        )
+        self.start_iter = 0
+        self.max_iter = cfg.SOLVER.MAX_ITER
+        self._trainer.observers = self.build_observers()
+        self.register_hooks(self.build_hooks())
+
+    @property
+    def student(self) -> nn.Module:
+        """The student without its DDP wrapper."""
+        return self._trainer.student
+
+    @property
+    def teacher(self) -> nn.Module:
+        return self._trainer.teacher.model
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        """Go on from the last checkpoint of OUTPUT_DIR, or start from MODEL.WEIGHTS.
+
+        Args:
+            resume: whether to look for a checkpoint. Without one training starts afresh.
+
+        Raises:
+            ValueError: the checkpoint lacks something that training needs.
+        """
+        if resume and self.checkpointer.has_checkpoint():
+            rest = self.checkpointer.load_training(self.checkpointer.get_checkpoint_file())
+            set_random_state(rest["random_states"][comm.get_rank()])
+            self.start_iter = self.iter + 1
+        else:
+            self.checkpointer.load(self.cfg.MODEL.WEIGHTS, checkpointables=[])
+            self._trainer.teacher.restart_from(self.student)
+
+    def build_hooks(self) -> list:
+        """Timer, schedule, checkpoints, evaluation of both models, writers; in this order."""
+        cfg = self.cfg
+        # The checkpointer runs on all processes because saving gathers their random states.
+        result = [
+            hooks.IterationTimer(),
+            hooks.LRScheduler(),
+            hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD),
+            hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self.evaluate),
+        ]
+        if cfg.SOFT_TEACHER.EMA.ENABLED:
+            result.append(
+                BestTeacherKeeper(
+                    self.teacher,
+                    os.path.join(cfg.OUTPUT_DIR, "model_best_teacher.pth"),
+                    cfg.TEST.EVAL_PERIOD,
+                    "teacher/bbox/AP",
+                )
+            )
+        if comm.is_main_process():
+            st = cfg.SOFT_TEACHER
+            if st.ENABLED:
+                result.append(
+                    SilenceWarner(st.WARN_NO_PSEUDO_BOX_ITERS, st.PSEUDO_LABELS.CLS_SCORE)
+                )
+            result.append(hooks.PeriodicWriter(self.build_writers(), period=LOG_PERIOD))
+        return result
+
+    def build_observers(self) -> list:
+        """What watches the pseudo labels; nothing in supervised training."""
+        cfg = self.cfg
+        if not cfg.SOFT_TEACHER.ENABLED:
+            return []
+        observers = []
+        truth = unlabeled_ground_truth(cfg)
+        if truth:
+            observers.append(QualityMonitor(truth, LOG_PERIOD))
+        if cfg.VIS_PERIOD > 0:
+            observers.append(ViewPainter(cfg.VIS_PERIOD, cfg.INPUT.FORMAT))
+        return observers
+
+    def evaluate(self) -> dict:
+        """Evaluate student and, where it differs, teacher on DATASETS.TEST."""
+        models = {"student": self.student}
+        if self.cfg.SOFT_TEACHER.EMA.ENABLED:
+            models["teacher"] = self.teacher
+        self._last_eval_results = evaluate_models(self.cfg, models)
+        return self._last_eval_results

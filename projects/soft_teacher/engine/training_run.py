@@ -1,0 +1,201 @@
+"""A training as a command of its own: started, resumed, or left alone when it is finished."""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from detectron2.config import CfgNode, get_cfg
+
+from soft_teacher.analysis.metrics_log import read_entries
+from soft_teacher.config import add_soft_teacher_config
+
+STATE_FILE = "run.json"
+CONSOLE_FILE = "console.txt"
+POLL_SECONDS = 1.0
+
+
+class TrainingFailedError(RuntimeError):
+    """The command ended with an error; the message tells where to look."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a training has come.
+
+    Attributes:
+        iteration: iterations that are done.
+        max_iter: iterations in all.
+        seconds_left: estimate, evaluations apart.
+    """
+
+    iteration: int
+    max_iter: int
+    seconds_left: float
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """One training by train_net.py in a folder of its own.
+
+    Attributes:
+        script: train_net.py.
+        config_file: its config.
+        overrides: KEY VALUE pairs beyond OUTPUT_DIR.
+        output_dir: OUTPUT_DIR; whatever else lies in it is removed when the training starts anew.
+        inputs: a digest of the data. A run on other data is another run.
+    """
+
+    script: Path
+    config_file: Path
+    overrides: tuple[str, ...]
+    output_dir: Path
+    inputs: str
+
+    @property
+    def metrics_file(self) -> Path:
+        return self.output_dir / "metrics.json"
+
+    @property
+    def finished(self) -> bool:
+        """Whether this very training, with its config and data, is complete."""
+        return self._is_same() and self._state()["finished"]
+
+    @property
+    def seconds(self) -> float:
+        """Wall-clock time of the command, evaluations included, summed over resumptions.
+
+        What was lost in an interruption and done again counts twice.
+        """
+        return self._state()["seconds"]
+
+    def config(self) -> CfgNode:
+        """The complete config, as train_net.py reads it."""
+        cfg = get_cfg()
+        add_soft_teacher_config(cfg)
+        cfg.merge_from_file(str(self.config_file), allow_unsafe=False)
+        cfg.merge_from_list(list(self.overrides))
+        return cfg
+
+    def command(self, resume: bool = False) -> list[str]:
+        """What a person would type."""
+        return [
+            path_from_here(Path(sys.executable)),
+            path_from_here(self.script),
+            "--config-file",
+            path_from_here(self.config_file),
+            *(["--resume"] if resume else []),
+            *self.overrides,
+            "OUTPUT_DIR",
+            str(self.output_dir),
+        ]
+
+    @property
+    def can_resume(self) -> bool:
+        """Whether the folder holds a checkpoint of this very training."""
+        return self._is_same() and (self.output_dir / "last_checkpoint").is_file()
+
+    def complete(self, on_progress: Callable[[Progress], None]) -> None:
+        """Train to the end, from the last checkpoint of this training if there is one.
+
+        Args:
+            on_progress: called every second or so once the first iterations are logged.
+
+        Raises:
+            TrainingFailedError: the command failed. Called again, it goes on from there.
+            ValueError: `output_dir` holds files of something else.
+        """
+        resume = self.can_resume
+        if not resume:
+            self.remove()
+            self.output_dir.mkdir(parents=True)
+            self._write_state(seconds=0.0, finished=False)
+        before, start, code = self.seconds, time.perf_counter(), None
+        try:
+            code = self._execute(self.command(resume), on_progress)
+        finally:
+            self._write_state(before + time.perf_counter() - start, finished=code == 0)
+        if code != 0:
+            raise TrainingFailedError(self._explain(code))
+
+    def remove(self) -> None:
+        """Delete the folder.
+
+        Raises:
+            ValueError: it was not made by this class.
+        """
+        if not self.output_dir.exists():
+            return
+        if any(self.output_dir.iterdir()) and not (self.output_dir / STATE_FILE).is_file():
+            raise ValueError(
+                f"{self.output_dir} holds files that are not of such a training; move them away or "
+                "choose another folder."
+            )
+        shutil.rmtree(self.output_dir)
+
+    def _execute(self, command: list[str], on_progress: Callable[[Progress], None]) -> int:
+        max_iter = self.config().SOLVER.MAX_ITER
+        with (
+            open(self.output_dir / CONSOLE_FILE, "ab") as console,
+            subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=console, stderr=subprocess.STDOUT
+            ) as process,
+        ):
+            try:
+                while process.poll() is None:
+                    self._report(on_progress, max_iter)
+                    try:
+                        process.wait(POLL_SECONDS)
+                    except subprocess.TimeoutExpired:
+                        continue
+            finally:
+                if process.poll() is None:
+                    process.terminate()
+        return process.returncode
+
+    def _report(self, on_progress: Callable[[Progress], None], max_iter: int) -> None:
+        for entry in reversed(read_entries(self.metrics_file)):
+            if "eta_seconds" in entry:
+                on_progress(Progress(entry["iteration"] + 1, max_iter, entry["eta_seconds"]))
+                return
+
+    def _explain(self, code: int, num_lines: int = 15) -> str:
+        console = self.output_dir / CONSOLE_FILE
+        last = console.read_text(errors="replace").splitlines()[-num_lines:]
+        return "\n".join(
+            [
+                *last,
+                f"The training in {self.output_dir} failed with exit code {code}: see the lines "
+                f"above and {console}. When the cause is mended, the same command goes on from "
+                "the last checkpoint.",
+            ]
+        )
+
+    def _fingerprint(self) -> str:
+        return hashlib.sha256((self.config().dump() + self.inputs).encode()).hexdigest()
+
+    def _state(self) -> dict:
+        return json.loads((self.output_dir / STATE_FILE).read_text())
+
+    def _is_same(self) -> bool:
+        return (self.output_dir / STATE_FILE).is_file() and (
+            self._state()["fingerprint"] == self._fingerprint()
+        )
+
+    def _write_state(self, seconds: float, finished: bool) -> None:
+        state = {"fingerprint": self._fingerprint(), "seconds": seconds, "finished": finished}
+        (self.output_dir / STATE_FILE).write_text(json.dumps(state))
+
+
+def path_from_here(path: Path) -> str:
+    """A path below the working directory as seen from there, any other in full."""
+    # abspath, unlike resolve, keeps a virtual environment's link to its Python.
+    absolute = Path(os.path.abspath(path))
+    here = Path.cwd()
+    return str(absolute.relative_to(here)) if absolute.is_relative_to(here) else str(absolute)

@@ -1,0 +1,67 @@
+#!/usr/bin/env python
+"""Train or evaluate Soft Teacher, or its supervised baseline, as a config says.
+
+    python train_net.py --config-file configs/coco/soft_teacher_R_50_FPN_10pct.yaml --num-gpus 8
+    python train_net.py --config-file FILE --resume
+    python train_net.py --config-file FILE --eval-only MODEL.WEIGHTS CHECKPOINT
+
+Any key of the config can be given at the end of the command line, as KEY VALUE pairs.
+"""
+
+import argparse
+
+import torch
+from detectron2.config import CfgNode, get_cfg
+from detectron2.engine import default_argument_parser, default_setup, launch
+from detectron2.evaluation import verify_results
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
+
+from soft_teacher import add_soft_teacher_config
+from soft_teacher.data import register_custom_datasets
+from soft_teacher.engine import SoftTeacherTrainer, evaluate_models, load_models
+
+
+def setup(args: argparse.Namespace) -> CfgNode:
+    """The config of a run: defaults, then --config-file, then KEY VALUE pairs."""
+    cfg = get_cfg()
+    add_soft_teacher_config(cfg)
+    cfg.merge_from_file(args.config_file, allow_unsafe=False)
+    cfg.merge_from_list(args.opts)
+    if not torch.cuda.is_available():
+        cfg.MODEL.DEVICE = "cpu"
+    cfg.freeze()
+    default_setup(cfg, args)
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="soft_teacher")
+    register_custom_datasets(cfg)
+    return cfg
+
+
+def evaluate(cfg: CfgNode) -> dict:
+    """Evaluate MODEL.WEIGHTS: both models of a checkpoint that holds both."""
+    results = evaluate_models(cfg, load_models(cfg))
+    if comm.is_main_process():
+        verify_results(cfg, results)
+    return results
+
+
+def main(args: argparse.Namespace) -> dict | None:
+    """What each process runs."""
+    cfg = setup(args)
+    if args.eval_only:
+        return evaluate(cfg)
+    trainer = SoftTeacherTrainer(cfg)
+    trainer.resume_or_load(resume=args.resume)
+    return trainer.train()
+
+
+if __name__ == "__main__":
+    args = default_argument_parser().parse_args()
+    launch(
+        main,
+        args.num_gpus,
+        num_machines=args.num_machines,
+        machine_rank=args.machine_rank,
+        dist_url="auto" if args.num_machines == 1 else args.dist_url,
+        args=(args,),
+    )
