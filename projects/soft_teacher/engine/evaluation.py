@@ -10,6 +10,7 @@ from detectron2.modeling import build_model
 from torch import nn
 
 from soft_teacher.engine.checkpointing import SoftTeacherCheckpointer
+from soft_teacher.engine.random_state import untouched_random_state
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +33,10 @@ def evaluate_models(cfg: CfgNode, models: dict[str, nn.Module]) -> dict[str, dic
         evaluators = [
             COCOEvaluator(d, output_dir=os.path.join(folder, d)) for d in cfg.DATASETS.TEST
         ]
-        results[name] = DefaultTrainer.test(cfg, model, evaluators)
+        # Test loaders draw a seed from torch's generator. Training must go on as it would have
+        # without the evaluation, also after a resume from a checkpoint saved just before it.
+        with untouched_random_state():
+            results[name] = DefaultTrainer.test(cfg, model, evaluators)
     return results
 
 

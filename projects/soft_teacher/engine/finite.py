@@ -22,10 +22,12 @@ def name_non_finite_losses(values: dict[str, float]) -> str:
 
 
 def name_non_finite_gradients(model: nn.Module, at_most: int = 3) -> str:
-    """The first parameters whose gradient is not finite, for the log."""
+    """The first parameters whose gradient has no finite norm, for the log."""
     bad = [
         name
         for name, parameter in model.named_parameters()
-        if parameter.grad is not None and not torch.isfinite(parameter.grad).all()
+        if parameter.grad is not None and not torch.isfinite(parameter.grad.norm())
     ]
+    if not bad:
+        return "the norm of all gradients together overflows"
     return f"non-finite gradient of {', '.join(bad[:at_most])} ({len(bad)} parameters)"

@@ -1,6 +1,8 @@
 """The state of every random generator of this process, as plain data for a checkpoint."""
 
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -27,3 +29,13 @@ def set_random_state(state: dict) -> None:
     np.random.set_state((algorithm, keys.numpy().astype(np.uint32), position, has_gauss, cached))
     version, words, gauss = state["python"]
     random.setstate((version, tuple(words), gauss))
+
+
+@contextmanager
+def untouched_random_state() -> Iterator[None]:
+    """Whatever is drawn inside leaves the generators as they were before."""
+    state = get_random_state()
+    try:
+        yield
+    finally:
+        set_random_state(state)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from detectron2.config import CfgNode, get_cfg
 
-from soft_teacher.analysis.metrics_log import read_entries
+from soft_teacher.analysis.metrics_log import read_entries, read_metrics
 from soft_teacher.config import add_soft_teacher_config
 
 STATE_FILE = "run.json"
@@ -74,6 +74,33 @@ class TrainingRun:
         What was lost in an interruption and done again counts twice.
         """
         return self._state()["seconds"]
+
+    @property
+    def evaluation_seconds(self) -> float:
+        """The part of `seconds` that went into evaluations, as the training logged it."""
+        return sum(read_metrics(self.metrics_file).get("eval_seconds", {}).values())
+
+    @property
+    def training_seconds(self) -> float:
+        """The rest of `seconds`: start of the program, training, checkpoints."""
+        return self.seconds - self.evaluation_seconds
+
+    def stretched_to(self, seconds: float) -> tuple[str, ...]:
+        """Overrides for a like training that takes so many seconds, evaluations apart.
+
+        All iteration counts of the schedule are scaled alike, so that it keeps its shape.
+        """
+        solver = self.config().SOLVER
+        factor = seconds / self.training_seconds
+
+        def scaled(iterations: int) -> int:
+            return max(1, round(factor * iterations))
+
+        return (
+            *("SOLVER.MAX_ITER", str(scaled(solver.MAX_ITER))),
+            *("SOLVER.STEPS", str(tuple(scaled(x) for x in solver.STEPS))),
+            *("TEST.EVAL_PERIOD", str(scaled(self.config().TEST.EVAL_PERIOD))),
+        )
 
     def config(self) -> CfgNode:
         """The complete config, as train_net.py reads it."""

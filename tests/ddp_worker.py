@@ -1,0 +1,86 @@
+"""What each of two processes runs in the distributed tests; results go to files."""
+
+import torch
+from detectron2.engine import create_ddp_model
+from detectron2.utils import comm
+from detectron2.utils.events import EventStorage
+from tiny import labeled_view, plain_view, tiny_model
+
+from soft_teacher.engine.ema import EMATeacher
+from soft_teacher.engine.loader_stream import LoaderStream
+from soft_teacher.engine.precision import Precision
+from soft_teacher.engine.train_step import SoftTeacherStep
+
+EASY = {
+    "SOFT_TEACHER.PSEUDO_LABELS.MIN_SCORE": 0.1,
+    "SOFT_TEACHER.PSEUDO_LABELS.CLS_SCORE": 0.1,
+    "SOFT_TEACHER.PSEUDO_LABELS.RPN_SCORE": 0.1,
+}
+
+
+def _streams(rank: int) -> tuple[LoaderStream, LoaderStream]:
+    def labeled(start):
+        for i in range(start, 100):
+            yield [labeled_view(10 * i + rank, num_boxes=1 + 2 * rank)]
+
+    def unlabeled(start):
+        for i in range(start, 100):
+            # One process has an image without anything to find.
+            view = plain_view(1000 + 10 * i + rank)
+            if rank == 1:
+                view["image"].zero_()
+            yield [{"weak": view, "strong": view}]
+
+    return LoaderStream(labeled), LoaderStream(unlabeled)
+
+
+def _poison(step: SoftTeacherStep, rank: int) -> None:
+    """Iteration 1 fails inside forward on process 1, iteration 2 has a NaN on process 0."""
+    forward = step.student.forward
+
+    def poisoned(*args, **kwargs):
+        if rank == 1 and step.iter == 1:
+            raise FloatingPointError("Predicted boxes or scores contain Inf/NaN.")
+        losses = forward(*args, **kwargs)
+        if rank == 0 and step.iter == 2:
+            losses["loss_cls"] = losses["loss_cls"] * float("nan")
+        return losses
+
+    step.student.forward = poisoned
+
+
+def train(folder: str) -> None:
+    """Four steps, two of them bad on one process; save what each process ends with."""
+    torch.set_num_threads(1)
+    rank = comm.get_rank()
+    # Different weights at first: DDP must make them one, and the teacher must follow.
+    student = tiny_model(seed=rank, **EASY)
+    model = create_ddp_model(student, broadcast_buffers=False, device_ids=None)
+    parameters = [p for p in student.parameters() if p.requires_grad]
+    step = SoftTeacherStep(
+        model,
+        EMATeacher(student, 0.9),
+        *_streams(rank),
+        torch.optim.SGD(parameters, lr=0.01),
+        Precision("cpu", False),
+    )
+    _poison(step, rank)
+    missing, updates = None, []
+    torch.manual_seed(rank)
+    with EventStorage(0):
+        for i in range(4):
+            step.iter = i
+            step.run_step()
+            updates.append(step.teacher.num_updates)
+            if i == 0:
+                missing = [
+                    n for n, p in student.named_parameters() if p.requires_grad and p.grad is None
+                ]
+    result = {
+        "student": student.state_dict(),
+        "teacher": step.teacher.model.state_dict(),
+        "missing": missing,
+        "updates": updates,
+        "skipped": step.num_skipped,
+    }
+    torch.save(result, f"{folder}/{rank}.pth")

@@ -1,0 +1,31 @@
+"""Two processes on gloo: one backward, one decision, one teacher."""
+
+import pytest
+import torch
+from ddp_worker import train
+from detectron2.engine import launch
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ddp")
+    launch(train, 2, dist_url="auto", args=(str(folder),))
+    return [torch.load(folder / f"{rank}.pth", weights_only=True) for rank in range(2)]
+
+
+def test_every_trainable_parameter_gets_a_gradient(results):
+    assert [x["missing"] for x in results] == [[], []]
+
+
+def test_a_failure_on_one_process_skips_the_step_on_both(results):
+    for result in results:
+        assert result["updates"] == [1, 1, 1, 2]
+        assert result["skipped"] == 2
+
+
+@pytest.mark.parametrize("model", ["student", "teacher"])
+def test_models_are_bit_identical_across_processes(results, model):
+    first, second = (x[model] for x in results)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[k], second[k]) for k in first)
+    assert all(torch.isfinite(v).all() for v in first.values())

@@ -1,0 +1,261 @@
+"""RoI heads: judging boxes as a teacher, learning from pseudo boxes as a student."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from detectron2.modeling import build_model
+from detectron2.structures import Boxes, Instances
+from detectron2.utils.events import EventStorage
+from tiny import NUM_CLASSES, detections, plain_view, random_boxes, tiny_config, tiny_model
+
+from soft_teacher.modeling import SoftTeacherROIHeads
+from soft_teacher.modeling.guidance import Guidance, PseudoLabelRules
+
+SIZE = (64, 80)
+EXHAUSTIVE = {
+    "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 100000,
+    "MODEL.ROI_HEADS.POSITIVE_FRACTION": 1.0,
+}
+
+
+def features_of(model, num_images: int) -> dict:
+    views = [plain_view(i) for i in range(num_images)]
+    images = model.preprocess_image(views)
+    return model.backbone(images.tensor)
+
+
+def proposals_near(boxes: torch.Tensor, seed: int, num_random: int = 30) -> Instances:
+    """Random proposals, and shifted copies of the given boxes."""
+    generator = torch.Generator().manual_seed(seed)
+    shifts = torch.rand(3, *boxes.shape, generator=generator) * 6 - 3
+    pool = torch.cat([random_boxes(seed, num_random, SIZE), (boxes + shifts).reshape(-1, 4)])
+    pool = Boxes(pool)
+    pool.clip(SIZE)
+    return Instances(SIZE, proposal_boxes=pool, objectness_logits=torch.zeros(len(pool)))
+
+
+class FixedJudge:
+    """Background scores that are a function of the box, and given variances."""
+
+    def __call__(self, score_boxes, refine_boxes, refine_classes):
+        probabilities = []
+        for boxes in score_boxes:
+            background = self.background(boxes)
+            probabilities.append(torch.stack([1 - background, background], dim=1))
+        return probabilities, [b.clone() for b in refine_boxes]
+
+    @staticmethod
+    def background(boxes):
+        return 0.1 + 0.8 * boxes[:, 0] / 80
+
+
+def guidance_for(boxes, scores, variances, cfg) -> Guidance:
+    guidance = Guidance(
+        [detections(b, s) for b, s in zip(boxes, scores, strict=True)],
+        [torch.eye(3)] * len(boxes),
+        FixedJudge(),
+        PseudoLabelRules.from_config(cfg),
+    )
+    guidance._variance = [torch.tensor(v) for v in variances]
+    return guidance
+
+
+@pytest.fixture
+def setting():
+    """Two images; boxes that teach both losses, one of them, or none."""
+    cfg = tiny_config(**EXHAUSTIVE)
+    torch.manual_seed(0)
+    model = build_model(cfg).train()
+    boxes = [random_boxes(10, 4, SIZE), random_boxes(11, 3, SIZE)]
+    scores = [[0.95, 0.95, 0.7, 0.6], [0.99, 0.6, 0.6]]
+    variances = [[0.01, 0.5, 0.01, 0.01], [0.5, 0.01, 0.5]]
+    guidance = guidance_for(boxes, scores, variances, cfg)
+    proposals = [proposals_near(b, i) for i, b in enumerate(boxes)]
+    return cfg, model, boxes, guidance, proposals
+
+
+CLS_ROWS = [[0, 1], [0]]
+REG_ROWS = [[0, 2, 3], [1]]
+
+
+def targets(boxes, rows) -> list[Instances]:
+    return [
+        Instances(
+            SIZE,
+            gt_boxes=Boxes(b[r]),
+            gt_classes=(torch.arange(len(b)) % NUM_CLASSES)[r],
+        )
+        for b, r in zip(boxes, rows, strict=True)
+    ]
+
+
+def stock_pass(model, features, proposals, targets_of_pass):
+    """Detectron2's own matching, sampling and prediction: samples, logits, deltas."""
+    heads = model.roi_heads
+    samples = heads.label_and_sample_proposals(proposals, targets_of_pass)
+    pooled = heads.box_pooler(
+        [features[f] for f in heads.box_in_features], [x.proposal_boxes for x in samples]
+    )
+    return samples, *heads.box_predictor(heads.box_head(pooled))
+
+
+def test_one_pass_equals_two_separate_passes(setting):
+    """The definition in roi_sampling, with samples that hold the whole pool."""
+    cfg, model, boxes, guidance, proposals = setting
+    with EventStorage():
+        features = features_of(model, 2)
+        found = model.roi_heads.unlabeled_losses(
+            features, proposals, guidance.seen_from([plain_view(0), plain_view(1)])
+        )
+        cls_samples, logits, _ = stock_pass(model, features, proposals, targets(boxes, CLS_ROWS))
+        reg_samples, reg_logits, deltas = stock_pass(
+            model, features, proposals, targets(boxes, REG_ROWS)
+        )
+        stock_reg = model.roi_heads.box_predictor.losses((reg_logits, deltas), reg_samples)
+    classes = torch.cat([x.gt_classes for x in cls_samples])
+    pool = torch.cat([x.proposal_boxes.tensor for x in cls_samples])
+    weights = torch.where(
+        classes == NUM_CLASSES, FixedJudge.background(pool), torch.ones(len(pool))
+    ).double()
+    losses = F.cross_entropy(logits.double(), classes, reduction="none")
+    assert (classes < NUM_CLASSES).sum() > 3
+    assert float(found["loss_cls"]) == pytest.approx(
+        float((weights * losses).sum() / weights.sum()), rel=1e-5
+    )
+    num_reg, num_cls = sum(map(len, reg_samples)), sum(map(len, cls_samples))
+    assert num_reg != num_cls
+    assert float(found["loss_box_reg"]) == pytest.approx(
+        float(stock_reg["loss_box_reg"]) * num_reg / num_cls, rel=1e-5
+    )
+    assert float(found["loss_box_reg"]) > 0
+
+
+def test_literal_equation_10_is_a_mean_over_foreground_then_images(setting):
+    _, model, boxes, guidance, proposals = setting
+    model.roi_heads.reg_normalizer = "foreground"
+    with EventStorage():
+        features = features_of(model, 2)
+        found = model.roi_heads.unlabeled_losses(
+            features, proposals, guidance.seen_from([plain_view(0), plain_view(1)])
+        )
+        samples, _, deltas = stock_pass(model, features, proposals, targets(boxes, REG_ROWS))
+    means, start = [], 0
+    for sample in samples:
+        rows = deltas[start : start + len(sample)].view(len(sample), NUM_CLASSES, 4)
+        start += len(sample)
+        total, count = 0.0, 0
+        for row, label, box, gt in zip(
+            rows, sample.gt_classes, sample.proposal_boxes, sample.gt_boxes, strict=True
+        ):
+            if label < NUM_CLASSES:
+                wanted = model.roi_heads.box_predictor.box2box_transform.get_deltas(
+                    box[None], gt[None]
+                )[0]
+                total += float((row[label] - wanted).abs().sum())
+                count += 1
+        means.append(total / count)
+    assert float(found["loss_box_reg"]) == pytest.approx(sum(means) / 2, rel=1e-4)
+
+
+def test_regression_positives_outside_the_sample_are_added_and_limited():
+    cfg = tiny_config(
+        **{
+            "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 16,
+            "MODEL.ROI_HEADS.POSITIVE_FRACTION": 0.25,
+        }
+    )
+    torch.manual_seed(0)
+    model = build_model(cfg).train()
+    boxes = [random_boxes(10, 4, SIZE)]
+    guidance = guidance_for(boxes, [[0.6] * 4], [[0.01] * 4], cfg)
+    seen = []
+    predict = model.roi_heads._predict_given_boxes
+    model.roi_heads._predict_given_boxes = lambda f, b: seen.append(b) or predict(f, b)
+    with EventStorage():
+        model.roi_heads.unlabeled_losses(
+            features_of(model, 1),
+            [proposals_near(boxes[0], 1)],
+            guidance.seen_from([plain_view(0)]),
+        )
+    # No box teaches classification, so all 16 sampled RoIs are background; regression has more
+    # than 4 positives and may use 16 * 0.25 of them.
+    assert 16 < len(seen[0][0]) <= 16 + 4
+
+
+def test_soft_weighting_off_is_the_plain_mean(setting):
+    _, model, boxes, guidance, proposals = setting
+    model.roi_heads.reliability = "none"
+    with EventStorage():
+        features = features_of(model, 2)
+        found = model.roi_heads.unlabeled_losses(
+            features, proposals, guidance.seen_from([plain_view(0), plain_view(1)])
+        )
+        samples, logits, _ = stock_pass(model, features, proposals, targets(boxes, CLS_ROWS))
+    expected = F.cross_entropy(logits, torch.cat([x.gt_classes for x in samples]))
+    assert float(found["loss_cls"]) == pytest.approx(float(expected), rel=1e-5)
+
+
+def predict_one(heads, features, box):
+    """Logits and deltas of one box of one image."""
+    levels = [features[f] for f in heads.box_in_features]
+    return heads.box_predictor(heads.box_head(heads.box_pooler(levels, [Boxes(box[None])])))
+
+
+@pytest.mark.parametrize("agnostic", [False, True])
+def test_score_and_refine_equal_detectron2_box_by_box(agnostic):
+    model = tiny_model(**{"MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG": agnostic}).eval()
+    heads = model.roi_heads
+    torch.nn.init.normal_(heads.box_predictor.bbox_pred.weight, std=0.5)
+    score = [random_boxes(0, 5, SIZE), random_boxes(1, 0, SIZE)]
+    refine = [random_boxes(2, 3, SIZE), random_boxes(3, 4, SIZE)]
+    classes = [torch.tensor([2, 0, 1]), torch.tensor([1, 1, 0, 2])]
+    with torch.no_grad():
+        features = features_of(model, 2)
+        probabilities, refined = heads.score_and_refine(
+            features, [SIZE, SIZE], score, refine, classes
+        )
+        for image in range(2):
+            one = {k: v[image : image + 1] for k, v in features.items()}
+            for row, box in enumerate(score[image]):
+                logits, _ = predict_one(heads, one, box)
+                torch.testing.assert_close(
+                    probabilities[image][row], logits.softmax(dim=1)[0], rtol=1e-4, atol=1e-6
+                )
+            for row, box in enumerate(refine[image]):
+                predictions = predict_one(heads, one, box)
+                proposal = Instances(
+                    SIZE,
+                    proposal_boxes=Boxes(box[None]),
+                    gt_classes=classes[image][row : row + 1].clone(),
+                )
+                expected = Boxes(
+                    heads.box_predictor.predict_boxes_for_gt_classes(predictions, [proposal])[0]
+                )
+                expected.clip(SIZE)
+                torch.testing.assert_close(
+                    refined[image][row], expected.tensor[0], rtol=1e-4, atol=1e-3
+                )
+
+
+def test_proposals_wholly_missing_give_losses_connected_to_the_graph():
+    cfg = tiny_config()
+    model = build_model(cfg).train()
+    guidance = Guidance(
+        [detections([], [])], [torch.eye(3)], FixedJudge(), PseudoLabelRules.from_config(cfg)
+    )
+    nothing = Instances(
+        SIZE, proposal_boxes=Boxes(torch.zeros(0, 4)), objectness_logits=torch.zeros(0)
+    )
+    with EventStorage():
+        losses = model.roi_heads.unlabeled_losses(
+            features_of(model, 1), [nothing], guidance.seen_from([plain_view(0)])
+        )
+    sum(losses.values()).backward()
+    assert {k: float(v) for k, v in losses.items()} == {"loss_cls": 0, "loss_box_reg": 0}
+    assert model.roi_heads.box_predictor.cls_score.weight.grad is not None
+
+
+def test_a_head_without_background_probability_is_refused():
+    cfg = tiny_config(**{"MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE": True})
+    with pytest.raises(ValueError, match=r"MODEL\.ROI_BOX_HEAD\.USE_SIGMOID_CE"):
+        SoftTeacherROIHeads.soft_teacher_args(cfg)

@@ -1,0 +1,134 @@
+"""The recipes in configs/ are complete and hold the numbers that they are named after."""
+
+from pathlib import Path
+
+import pytest
+from detectron2.config import CfgNode, get_cfg
+from detectron2.data import DatasetCatalog
+from detectron2.modeling import build_model
+
+import soft_teacher.data  # registers the sets
+import soft_teacher.modeling  # registers the models
+from soft_teacher import add_soft_teacher_config
+from soft_teacher.data.datasets import resolve_dataset_names
+from soft_teacher.engine.schedule import scale_to_world_size
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+ALL = sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob("*.yaml"))
+RECIPES = [name for name in ALL if not Path(name).name.startswith("Base-")]
+COCO = [name for name in RECIPES if name.startswith("coco/")]
+
+# Labeled and unlabeled images a step, learning rate, iterations, the first decay, alpha.
+PARTIAL = (8, 32, 0.01, 180_000, (120_000, 160_000), 4.0)
+PARTIAL_SUPERVISED = (8, None, 0.01, 180_000, (120_000, 160_000), None)
+FULL_SUPERVISED = (16, None, 0.02, 720_000, (480_000, 640_000), None)
+OFFICIAL = {
+    "soft_teacher_R_50_FPN_1pct": PARTIAL,
+    "soft_teacher_R_50_FPN_5pct": PARTIAL,
+    "soft_teacher_R_50_FPN_10pct": PARTIAL,
+    "soft_teacher_R_50_FPN_full_720k": (32, 32, 0.01, 720_000, (480_000, 640_000), 2.0),
+    "soft_teacher_R_50_FPN_full_1440k": (32, 32, 0.01, 1_440_000, (960_000, 1_280_000), 2.0),
+    "soft_teacher_R_101_FPN_full_1080k": (32, 32, 0.01, 1_080_000, (720_000, 960_000), 2.0),
+    "supervised_R_50_FPN_1pct": PARTIAL_SUPERVISED,
+    "supervised_R_50_FPN_5pct": PARTIAL_SUPERVISED,
+    "supervised_R_50_FPN_10pct": PARTIAL_SUPERVISED,
+    "supervised_R_50_FPN_full_720k": FULL_SUPERVISED,
+    "supervised_R_101_FPN_full_720k": FULL_SUPERVISED,
+}
+
+
+def load(name: str) -> CfgNode:
+    cfg = get_cfg()
+    add_soft_teacher_config(cfg)
+    cfg.merge_from_file(str(CONFIGS / name), allow_unsafe=False)
+    return cfg
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_model_can_be_built_from_every_config(name):
+    cfg = load(name)
+    cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.WEIGHTS = cfg.MODEL.TIMM.WEIGHTS = ""
+    if cfg.MODEL.BACKBONE.NAME == "build_timm_fpn_backbone":
+        pytest.importorskip("timm")
+    model = build_model(cfg)
+    assert model.roi_heads.num_classes == cfg.MODEL.ROI_HEADS.NUM_CLASSES
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_learning_rate_decays_within_training(name):
+    solver = load(name).SOLVER
+    milestones = [solver.WARMUP_ITERS, *solver.STEPS, solver.MAX_ITER]
+    assert milestones == sorted(set(milestones))
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_writes_to_its_own_folder(name):
+    folders = [load(other).OUTPUT_DIR for other in RECIPES]
+    assert folders.count(load(name).OUTPUT_DIR) == 1
+
+
+def test_every_coco_recipe_is_compared_with_the_official_numbers():
+    assert sorted(OFFICIAL) == sorted(Path(name).stem for name in COCO)
+
+
+@pytest.mark.parametrize("name", OFFICIAL)
+def test_coco_recipes_hold_the_official_numbers(name):
+    cfg = load(f"coco/{name}.yaml")
+    solver, st = cfg.SOLVER, cfg.SOFT_TEACHER
+    labeled, unlabeled, lr, iterations, steps, alpha = OFFICIAL[name]
+    assert (solver.IMS_PER_BATCH, solver.BASE_LR) == (labeled, lr)
+    assert (solver.MAX_ITER, solver.STEPS) == (iterations, steps)
+    assert st.ENABLED == st.EMA.ENABLED == (unlabeled is not None)
+    if unlabeled is not None:
+        assert solver.IMS_PER_BATCH_UNLABELED == unlabeled
+        assert (st.UNSUP_LOSS_WEIGHT, st.EMA.MOMENTUM) == (alpha, 0.999)
+    assert (solver.WARMUP_ITERS, solver.WARMUP_FACTOR, solver.WARMUP_METHOD) == (
+        500,
+        0.001,
+        "linear",
+    )
+    assert (solver.MOMENTUM, solver.WEIGHT_DECAY, solver.AMP.ENABLED) == (0.9, 1e-4, True)
+    assert (cfg.INPUT.FORMAT, cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING) == ("BGR", "range")
+    assert (cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN) == ((400, 1200), 1333)
+    assert cfg.TEST.EVAL_PERIOD == solver.CHECKPOINT_PERIOD == 4000
+    assert cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST == 0.05
+    depth = cfg.MODEL.RESNETS.DEPTH
+    assert f"R_{depth}_" in name
+    assert cfg.MODEL.WEIGHTS == f"detectron2://ImageNetPretrained/MSRA/R-{depth}.pkl"
+
+
+@pytest.mark.parametrize("name", COCO)
+def test_coco_recipes_name_sets_that_are_registered_for_every_fold(name):
+    cfg = load(name)
+    for fold in (1, 2, 3, 4, 5):
+        cfg.DATASETS.FOLD = fold
+        labeled, unlabeled = resolve_dataset_names(cfg)
+        assert set(labeled + unlabeled + cfg.DATASETS.TEST) <= set(DatasetCatalog)
+        assert bool(unlabeled) == cfg.SOFT_TEACHER.ENABLED
+        if "pct" in name:
+            percent = Path(name).stem.rsplit("_", 1)[1].removesuffix("pct")
+            assert labeled == (f"coco_semi_{fold}@{percent}",)
+            assert unlabeled in ((), (f"coco_semi_{fold}@{percent}_unlabeled",))
+
+
+@pytest.mark.parametrize("name", COCO)
+def test_each_gpu_holds_whole_images_whatever_the_number_of_gpus(name):
+    cfg = load(name)
+    for world_size in (1, 2, 4, 8, 16):
+        solver = scale_to_world_size(cfg, world_size).SOLVER
+        assert solver.IMS_PER_BATCH == cfg.SOLVER.IMS_PER_BATCH // 8 * world_size
+        assert (
+            solver.IMS_PER_BATCH_UNLABELED == cfg.SOLVER.IMS_PER_BATCH_UNLABELED // 8 * world_size
+        )
+
+
+def test_one_gpu_runs_one_labeled_and_four_unlabeled_images_for_as_many_epochs():
+    cfg = scale_to_world_size(load("coco/soft_teacher_R_50_FPN_10pct.yaml"), 1)
+    solver = cfg.SOLVER
+    assert (solver.IMS_PER_BATCH, solver.IMS_PER_BATCH_UNLABELED) == (1, 4)
+    assert solver.BASE_LR == pytest.approx(0.00125)
+    assert (solver.MAX_ITER, solver.STEPS) == (1_440_000, (960_000, 1_280_000))
+    assert (solver.WARMUP_ITERS, solver.CHECKPOINT_PERIOD) == (4000, 32_000)
+    assert cfg.TEST.EVAL_PERIOD == 32_000
+    assert cfg.SOFT_TEACHER.EMA.MOMENTUM == pytest.approx(0.999875, abs=1e-6)

@@ -1,0 +1,181 @@
+"""train_net.py as a user runs it, on a few tiny images."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.engine import default_argument_parser
+from PIL import Image
+from tiny import tiny_config
+
+import train_net
+
+NUM_LABELED, NUM_UNLABELED, NUM_VAL = 4, 6, 3
+
+
+def write_set(folder: Path, name: str, num_images: int, seed: int) -> list[str]:
+    """Bright squares on noise, as a COCO set; its entry for DATASETS.CUSTOM."""
+    rng = np.random.default_rng(seed)
+    images, annotations = [], []
+    for i in range(num_images):
+        pixels = rng.integers(0, 80, (64, 64, 3), dtype=np.uint8)
+        x, y, side = rng.integers(4, 30), rng.integers(4, 30), rng.integers(14, 28)
+        pixels[y : y + side, x : x + side, i % 3] = 255
+        Image.fromarray(pixels).save(folder / f"{name}_{i}.png")
+        images.append({"id": i, "file_name": f"{name}_{i}.png", "width": 64, "height": 64})
+        annotations.append(
+            {
+                "id": i + 1,
+                "image_id": i,
+                "category_id": 1 + i % 3,
+                "bbox": [int(x), int(y), int(side), int(side)],
+                "area": int(side * side),
+                "iscrowd": 0,
+            }
+        )
+    content = {
+        "images": images,
+        "annotations": annotations,
+        "categories": [{"id": k + 1, "name": "rgb"[k]} for k in range(3)],
+    }
+    (folder / f"{name}.json").write_text(json.dumps({"info": {}, **content}))
+    return [f"test_{folder.name}_{name}", str(folder / f"{name}.json"), str(folder)]
+
+
+@pytest.fixture
+def config_file(tmp_path):
+    """A config of six iterations with evaluation and checkpoint after every two."""
+    sets = [
+        write_set(tmp_path, name, count, seed)
+        for seed, (name, count) in enumerate(
+            {"labeled": NUM_LABELED, "unlabeled": NUM_UNLABELED, "val": NUM_VAL}.items()
+        )
+    ]
+    names = [x[0] for x in sets]
+    cfg = tiny_config(
+        **{
+            "DATASETS.CUSTOM": sets,
+            "DATASETS.TRAIN": (names[0],),
+            "DATASETS.UNLABELED": (names[1],),
+            "DATASETS.TEST": (names[2],),
+            "DATALOADER.NUM_WORKERS": 0,
+            "INPUT.MIN_SIZE_TRAIN": (64,),
+            "INPUT.MIN_SIZE_TEST": 64,
+            "SOLVER.IMS_PER_BATCH": 2,
+            "SOLVER.IMS_PER_BATCH_UNLABELED": 2,
+            "SOLVER.BASE_LR": 0.005,
+            "SOLVER.MAX_ITER": 6,
+            "SOLVER.STEPS": (),
+            "SOLVER.WARMUP_ITERS": 3,
+            "SOLVER.CHECKPOINT_PERIOD": 2,
+            "TEST.EVAL_PERIOD": 2,
+            "VIS_PERIOD": 3,
+            "MODEL.ROI_HEADS.SCORE_THRESH_TEST": 0.0,
+            "SOFT_TEACHER.PSEUDO_LABELS.MIN_SCORE": 0.1,
+            "SOFT_TEACHER.PSEUDO_LABELS.CLS_SCORE": 0.1,
+            "SOFT_TEACHER.PSEUDO_LABELS.RPN_SCORE": 0.1,
+            "SOFT_TEACHER.PSEUDO_LABELS.REG_VARIANCE": 0.5,
+        }
+    )
+    path = tmp_path / "config.yaml"
+    path.write_text(cfg.dump())
+    yield path
+    for name in names:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+
+
+def run(config_file: Path, output: Path, *options: str, **opts) -> dict | None:
+    arguments = ["--config-file", str(config_file), *options, "OUTPUT_DIR", str(output)]
+    arguments += [str(x) for k, v in opts.items() for x in (k.replace("__", "."), v)]
+    torch.manual_seed(0)
+    return train_net.main(default_argument_parser().parse_args(arguments))
+
+
+def checkpoint(output: Path, name: str = "model_final.pth") -> dict:
+    return torch.load(output / name, weights_only=True)
+
+
+def assert_same(a, b, where: str = "") -> None:
+    """Bit equality of nested dicts, lists, tensors and numbers."""
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), where
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for k in a:
+            assert_same(a[k], b[k], f"{where}.{k}")
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b), where
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_same(x, y, f"{where}[{i}]")
+    else:
+        assert a == b or (a != a and b != b), where
+
+
+def test_a_run_evaluates_both_models_and_resumes_exactly(config_file, tmp_path):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    run(config_file, whole)
+
+    logged = [json.loads(x) for x in (whole / "metrics.json").read_text().splitlines()]
+    for key in ("student/bbox/AP", "teacher/bbox/AP", "pseudo_boxes_cls", "loss_cls_unsup"):
+        assert any(key in x for x in logged), key
+    assert (whole / "model_best_teacher.pth").is_file()
+    assert (whole / "last_checkpoint").read_text() == "model_final.pth"
+    assert list((whole / "inference" / "teacher").rglob("coco_instances_results.json"))
+    best = checkpoint(whole, "model_best_teacher.pth")
+    assert best["metric"] >= max(x.get("teacher/bbox/AP", -1) for x in logged) - 1e-9
+
+    # Stop after the checkpoint of iteration 3, go on in a new trainer.
+    run(config_file, parts, SOLVER__MAX_ITER=6, **{"SOLVER.CHECKPOINT_PERIOD": 4})
+    (parts / "last_checkpoint").write_text("model_0000003.pth")
+    (parts / "model_final.pth").unlink()
+    run(config_file, parts, "--resume")
+    assert_same(checkpoint(whole), checkpoint(parts))
+
+
+def test_a_checkpoint_without_the_teacher_is_not_resumed(config_file, tmp_path):
+    output = tmp_path / "out"
+    run(config_file, output, SOLVER__MAX_ITER=1)
+    content = checkpoint(output)
+    del content["teacher"]
+    torch.save(content, output / "model_final.pth")
+    with pytest.raises(ValueError, match=r"model_final\.pth has no teacher"):
+        run(config_file, output, "--resume")
+
+
+def test_eval_only_evaluates_both_models_of_a_checkpoint(config_file, tmp_path):
+    output = tmp_path / "out"
+    run(config_file, output, SOLVER__MAX_ITER=1)
+    results = run(
+        config_file, tmp_path / "eval", "--eval-only", MODEL__WEIGHTS=output / "model_final.pth"
+    )
+    assert set(results) == {"student", "teacher"}
+    assert "AP" in results["teacher"]["bbox"]
+
+
+def test_supervised_training_needs_no_unlabeled_set_and_evaluates_the_student(
+    config_file, tmp_path
+):
+    output = tmp_path / "out"
+    run(
+        config_file,
+        output,
+        SOFT_TEACHER__ENABLED=False,
+        SOFT_TEACHER__EMA__ENABLED=False,
+        DATASETS__UNLABELED="()",
+        SOLVER__MAX_ITER=2,
+    )
+    logged = [json.loads(x) for x in (output / "metrics.json").read_text().splitlines()]
+    assert any("student/bbox/AP" in x for x in logged)
+    assert not any("teacher/bbox/AP" in x or "loss_cls_unsup" in x for x in logged)
+
+
+def test_a_config_that_would_run_python_is_refused(tmp_path):
+    path = tmp_path / "bad.yaml"
+    path.write_text("SEED: !!python/object/apply:os.getpid []\n")
+    with pytest.raises(yaml.constructor.ConstructorError):
+        run(path, tmp_path / "out")
