@@ -4,12 +4,12 @@ import torch
 from detectron2.engine import create_ddp_model
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
-from tiny import labeled_view, plain_view, tiny_model
 
 from soft_teacher.engine.ema import EMATeacher
 from soft_teacher.engine.loader_stream import LoaderStream
 from soft_teacher.engine.precision import Precision
 from soft_teacher.engine.train_step import SoftTeacherStep
+from tiny import labeled_view, plain_view, tiny_model
 
 EASY = {
     "SOFT_TEACHER.PSEUDO_LABELS.MIN_SCORE": 0.1,

@@ -10,9 +10,9 @@ import yaml
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import default_argument_parser
 from PIL import Image
-from tiny import tiny_config
 
 import train_net
+from tiny import tiny_config
 
 NUM_LABELED, NUM_UNLABELED, NUM_VAL = 4, 6, 3
 

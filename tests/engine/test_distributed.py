@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from ddp_worker import train
 from detectron2.engine import launch
+
+from ddp_worker import train
 
 
 @pytest.fixture(scope="module")

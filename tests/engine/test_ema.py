@@ -1,9 +1,9 @@
 """The teacher is an exponential moving average of the student."""
 
 import torch
-from oracle import load_oracle
 from torch import nn
 
+from oracle import load_oracle
 from soft_teacher.engine.ema import EMATeacher, build_teacher, ema_momentum, update_average
 
 

@@ -6,13 +6,13 @@ import logging
 import pytest
 import torch
 from detectron2.utils.events import EventStorage
-from tiny import labeled_view, plain_view, tiny_model
 from torch import nn
 
 from soft_teacher.engine.ema import EMATeacher
 from soft_teacher.engine.loader_stream import LoaderStream
 from soft_teacher.engine.precision import Precision
 from soft_teacher.engine.train_step import SoftTeacherStep
+from tiny import labeled_view, plain_view, tiny_model
 
 EASY = {
     "SOFT_TEACHER__PSEUDO_LABELS__MIN_SCORE": 0.1,
@@ -82,12 +82,13 @@ def test_a_step_moves_the_student_and_the_teacher_follows_after_it():
 def test_scalars_are_logged():
     storage = run(make_step(tiny_model(**EASY)), 2)
     logged = storage.latest()
-    for name in (
+    names = (
         "loss_cls loss_box_reg loss_rpn_cls loss_rpn_loc loss_cls_unsup loss_box_reg_unsup "
         "loss_rpn_cls_unsup loss_rpn_loc_unsup total_loss pseudo_boxes_rpn pseudo_boxes_cls "
         "pseudo_boxes_reg pseudo_score pseudo_variance background_weight ema_momentum data_time "
         "images_per_second grad_norm"
-    ).split():
+    )
+    for name in names.split():
         assert name in logged, name
     assert logged["pseudo_boxes_cls"][0] > 0
     losses = [v for k, (v, _) in logged.items() if k.startswith("loss_")]

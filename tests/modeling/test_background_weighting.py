@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from oracle import load_oracle
 
+from oracle import load_oracle
 from soft_teacher.modeling.background_weighting import (
     box_regression_loss,
     soft_classification_loss,

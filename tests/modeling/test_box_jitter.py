@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from oracle import load_oracle
 
+from oracle import load_oracle
 from soft_teacher.modeling.box_jitter import box_regression_variance, draw_noise, jitter_boxes
 
 

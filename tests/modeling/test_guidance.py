@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from tiny import detections, plain_view, tiny_config
 
 from soft_teacher.modeling.guidance import Guidance, PseudoLabelRules
+from tiny import detections, plain_view, tiny_config
 
 BOXES = [[10.0, 10, 30, 30], [20, 5, 60, 50], [40, 30, 70, 60]]
 

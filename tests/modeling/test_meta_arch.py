@@ -6,10 +6,10 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
-from tiny import detections, labeled_view, plain_view, random_boxes, tiny_config, tiny_model
 
 from soft_teacher.engine.ema import build_teacher
 from soft_teacher.modeling.guidance import Guidance
+from tiny import detections, labeled_view, plain_view, random_boxes, tiny_config, tiny_model
 
 FLIP = [[-1.0, 0, 80], [0, 1, 0], [0, 0, 1]]
 

@@ -2,8 +2,8 @@
 
 import torch
 from detectron2.structures import Boxes, Instances
-from oracle import load_oracle
 
+from oracle import load_oracle
 from soft_teacher.modeling.pseudo_labels import above_score, below_variance, carry_to_view, has_area
 
 

@@ -6,10 +6,10 @@ import torch.nn.functional as F
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
-from tiny import NUM_CLASSES, detections, plain_view, random_boxes, tiny_config, tiny_model
 
 from soft_teacher.modeling import SoftTeacherROIHeads
 from soft_teacher.modeling.guidance import Guidance, PseudoLabelRules
+from tiny import NUM_CLASSES, detections, plain_view, random_boxes, tiny_config, tiny_model
 
 SIZE = (64, 80)
 EXHAUSTIVE = {
@@ -101,7 +101,7 @@ def stock_pass(model, features, proposals, targets_of_pass):
 
 def test_one_pass_equals_two_separate_passes(setting):
     """The definition in roi_sampling, with samples that hold the whole pool."""
-    cfg, model, boxes, guidance, proposals = setting
+    _, model, boxes, guidance, proposals = setting
     with EventStorage():
         features = features_of(model, 2)
         found = model.roi_heads.unlabeled_losses(

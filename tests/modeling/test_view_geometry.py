@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from oracle import load_oracle
 
+from oracle import load_oracle
 from soft_teacher.modeling.view_geometry import project_boxes, view_to_view
 
 CASES = ["identity", "flip_weak", "scale_flip_both", "translate", "pushed_out"]
