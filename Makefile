@@ -22,9 +22,12 @@ BASE_PYTHON ?= $(shell for python in python3.11 python3 python; do \
 ifdef PYTHON
 RUN := PYTHONPATH="$(CURDIR)/projects$${PYTHONPATH:+:$$PYTHONPATH}" "$(PYTHON)"
 READY := check-python
+INSTALL_SECONDS :=
 else
 RUN := "$(VENV)/bin/python"
 READY := $(VENV)/.ready-$(DETECTRON2)
+# The stamp holds the seconds that installing took, for the demo to report.
+INSTALL_SECONDS = SOFT_TEACHER_INSTALL_SECONDS="$$(cat $(READY))"
 endif
 PIP := "$(VENV)/bin/python" -m pip --disable-pip-version-check --quiet
 # Detectron2's build on PyPI is tagged for Python 3.10, so pip is told to look for that version and
@@ -41,10 +44,10 @@ help: ## list the targets
 setup: $(READY) ## install everything into .venv (about 6 GB, most of it torch)
 
 demo: $(READY) ## train on handwritten digits and compare with supervised training
-	@$(RUN) tools/demo.py $(ARGS)
+	@$(INSTALL_SECONDS) $(RUN) tools/demo.py $(ARGS)
 
-demo-seeds: $(READY) ## the demo with several seeds, SEEDS="0 1 2"
-	@$(RUN) tools/demo.py --seeds $(SEEDS) $(ARGS)
+demo-seeds: $(READY) ## the demo with several seeds, also against supervised training of equal time
+	@$(INSTALL_SECONDS) $(RUN) tools/demo.py --seeds $(SEEDS) --equal-time $(ARGS)
 
 test: $(READY) ## run the tests
 	@$(RUN) -m pytest $(ARGS)
@@ -72,6 +75,7 @@ $(VENV)/.ready-$(DETECTRON2): setup.cfg pyproject.toml $(wildcard requirements/*
 	@rm -f "$(VENV)"/.ready-*
 	@$(PIP) --version >/dev/null 2>&1 || "$(BASE_PYTHON)" -m venv --clear "$(VENV)" || \
 		{ echo "$(BASE_PYTHON) could not make a virtual environment: on Debian and Ubuntu install the package python3-venv." >&2; exit 1; }
+	@date +%s > "$@.started"
 	@echo "Installing into $(VENV): torch and the rest are about 6 GB, which takes some minutes."
 	@$(PIP) install $(if $(filter pypi,$(DETECTRON2)),-r requirements/detectron2-needs.txt,"setuptools<81" wheel) -e ".[demo,timm,dev]" || \
 		{ echo "Installing the packages failed, see pip's message above; when it is mended, run make again." >&2; exit 1; }
@@ -87,4 +91,4 @@ else
 endif
 	@"$(VENV)/bin/python" -W ignore -c 'import detectron2.modeling, soft_teacher' || \
 		{ echo "The packages are installed but cannot be imported, see above: try make clean setup." >&2; exit 1; }
-	@touch "$@"
+	@echo $$(( $$(date +%s) - $$(cat "$@.started") )) > "$@" && rm -f "$@.started"

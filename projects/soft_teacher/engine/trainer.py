@@ -1,6 +1,7 @@
 """The trainer: builds the parts from a config and wires them together."""
 
 import os
+import time
 import weakref
 
 from detectron2.config import CfgNode
@@ -132,5 +133,8 @@ class SoftTeacherTrainer(DefaultTrainer):
         models = {"student": self.student}
         if self.cfg.SOFT_TEACHER.EMA.ENABLED:
             models["teacher"] = self.teacher
+        start = time.perf_counter()
         self._last_eval_results = evaluate_models(self.cfg, models)
+        seconds = time.perf_counter() - start
+        self.storage.put_scalar("eval_seconds", seconds, smoothing_hint=False)
         return self._last_eval_results
