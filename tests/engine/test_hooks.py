@@ -1,0 +1,105 @@
+"""Hooks and monitors: the best teacher, silence, quality of pseudo boxes."""
+
+import logging
+from types import SimpleNamespace
+
+import pytest
+import torch
+from detectron2.structures import BoxMode
+from detectron2.utils.events import EventStorage
+from torch import nn
+
+from soft_teacher.engine.hooks import BestTeacherKeeper, SilenceWarner
+from soft_teacher.engine.monitors import QualityMonitor, ViewPainter
+from soft_teacher.modeling.guidance import Guidance, PseudoLabelRules
+from tiny import detections, plain_view, tiny_config
+
+
+def run_hook(hook, values: dict[int, float], key: str, num_iters: int, start: int = 0):
+    """Run a hook over iterations; `values` are put into the storage after the iteration."""
+    with EventStorage(start) as storage:
+        trainer = SimpleNamespace(storage=storage, iter=start, max_iter=num_iters, start_iter=start)
+        hook.trainer = trainer
+        hook.before_train()
+        for i in range(start, num_iters):
+            trainer.iter = storage.iter = i
+            if i in values:
+                storage.put_scalar(key, values[i])
+            hook.after_step()
+        hook.after_train()
+
+
+def test_the_best_teacher_is_kept_and_remembered_over_a_restart(tmp_path):
+    path = str(tmp_path / "best.pth")
+    model = nn.Linear(1, 1)
+
+    def run(values, start, stop):
+        hook = BestTeacherKeeper(model, path, 2, "AP")
+        with torch.no_grad():
+            model.weight.fill_(float(stop))
+        run_hook(hook, values, "AP", stop, start)
+        return torch.load(path, weights_only=True)
+
+    kept = run({1: 5.0, 3: 9.0, 5: 7.0}, 0, 6)
+    assert (kept["iteration"], kept["metric"]) == (3, 9.0)
+    kept = run({7: 8.0}, 6, 8)
+    assert (kept["iteration"], kept["metric"]) == (3, 9.0)
+    assert float(kept["model"]["weight"]) == 6.0
+    kept = run({9: 9.5}, 8, 10)
+    assert (kept["iteration"], kept["metric"]) == (9, 9.5)
+    # A run that starts over from before the best one forgets it.
+    kept = run({1: 1.0}, 0, 2)
+    assert (kept["iteration"], kept["metric"]) == (1, 1.0)
+
+
+def test_silence_is_warned_of_with_its_length(caplog):
+    hook = SilenceWarner(num_iters=10, cls_score=0.9)
+    values = {i: 0.0 for i in range(40)} | {5: 1.0}
+    with caplog.at_level(logging.WARNING):
+        run_hook(hook, values, "pseudo_boxes_cls", 30)
+    warnings = [x.getMessage() for x in caplog.records]
+    assert ["in 10 iterations" in warnings[0], "in 20 iterations" in warnings[1]] == [True, True]
+    assert len(warnings) == 2 and "0.9" in warnings[0]
+
+
+def guidance(scores):
+    boxes = [[10.0, 10, 30, 30], [40, 10, 60, 30], [10, 40, 30, 60]]
+    rules = PseudoLabelRules.from_config(tiny_config(SOFT_TEACHER__JITTER__ENABLED=False))
+    return Guidance([detections(boxes, scores)], [torch.eye(3)], None, rules)
+
+
+def test_precision_and_recall_are_measured_in_the_weak_view():
+    # The weak view is twice as large as the original.
+    double = [[2.0, 0, 0], [0, 2, 0], [0, 0, 1]]
+    weak = [plain_view(7, matrix=double)]
+    truth = {
+        "7.png": [
+            {"bbox": [5, 5, 10, 10], "bbox_mode": BoxMode.XYWH_ABS, "category_id": 0},
+            {"bbox": [20, 5, 10, 10], "bbox_mode": BoxMode.XYWH_ABS, "category_id": 2},
+            {"bbox": [0, 0, 3, 3], "bbox_mode": BoxMode.XYWH_ABS, "category_id": 1},
+            {"bbox": [5, 20, 9, 9], "bbox_mode": BoxMode.XYWH_ABS, "category_id": 2, "iscrowd": 1},
+        ]
+    }
+    monitor = QualityMonitor(truth, period=2)
+    with EventStorage(0) as storage:
+        monitor(0, weak, weak, guidance([0.95, 0.95, 0.6]))
+        assert "pseudo_precision" not in storage.latest()
+        monitor(1, weak, weak, guidance([0.95, 0.95, 0.6]))
+        # Two boxes pass 0.9; the first is right, the second has the wrong class.
+        assert storage.latest()["pseudo_precision"][0] == pytest.approx(1 / 2)
+        assert storage.latest()["pseudo_recall"][0] == pytest.approx(1 / 3)
+
+
+def test_views_are_painted_side_by_side_in_their_period():
+    painter = ViewPainter(period=2, image_format="BGR")
+    views = [plain_view(1)]
+    with EventStorage(0) as storage:
+        painter(0, views, views, guidance([0.95, 0.7, 0.95]))
+        assert not storage._vis_data
+        painter(1, views, views, guidance([0.95, 0.7, 0.95]))
+        ((name, image, _),) = storage._vis_data
+    assert name == "pseudo_labels"
+    assert image.shape[0] == 3 and image.shape[2] > 2 * 80
+    # Green boxes teach both losses, gray ones (0.7 without jitter) nothing.
+    colors = {tuple(c.tolist()) for c in image.reshape(3, -1).T}
+    assert any(g > 150 and r < 110 and b < 110 for r, g, b in colors)
