@@ -4,9 +4,9 @@ import math
 
 import pytest
 from detectron2.config import CfgNode
-from tiny import tiny_config
 
 from soft_teacher.engine.schedule import scale_to_world_size
+from tiny import tiny_config
 
 
 def recipe(**overrides) -> CfgNode:
