@@ -11,23 +11,20 @@ Any key of the config can be given at the end of the command line, as KEY VALUE 
 import argparse
 
 import torch
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.engine import default_argument_parser, default_setup, launch
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from soft_teacher import add_soft_teacher_config
+from soft_teacher import load_config
 from soft_teacher.data import register_custom_datasets
 from soft_teacher.engine import SoftTeacherTrainer, evaluate_models, load_models
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
     """The config of a run: defaults, then --config-file, then KEY VALUE pairs."""
-    cfg = get_cfg()
-    add_soft_teacher_config(cfg)
-    cfg.merge_from_file(args.config_file, allow_unsafe=False)
-    cfg.merge_from_list(args.opts)
+    cfg = load_config(args.config_file, args.opts)
     if not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
     cfg.freeze()

@@ -4,7 +4,22 @@
 equations, sections and tables are the paper's (Xu et al., ICCV 2021).
 """
 
+from collections.abc import Sequence
+
 from detectron2.config import CfgNode as CN
+from detectron2.config import get_cfg
+
+
+def load_config(path: str, overrides: Sequence[str] = ()) -> CN:
+    """Detectron2's defaults and this project's, changed by a file, then by KEY VALUE pairs.
+
+    A file that would run Python code (a YAML tag) is refused.
+    """
+    cfg = get_cfg()
+    add_soft_teacher_config(cfg)
+    cfg.merge_from_file(path, allow_unsafe=False)
+    cfg.merge_from_list(list(overrides))
+    return cfg
 
 
 def add_soft_teacher_config(cfg: CN) -> None:

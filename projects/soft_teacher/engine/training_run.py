@@ -11,10 +11,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 
 from soft_teacher.analysis.metrics_log import read_entries, read_metrics
-from soft_teacher.config import add_soft_teacher_config
+from soft_teacher.config import load_config
 
 STATE_FILE = "run.json"
 CONSOLE_FILE = "console.txt"
@@ -104,11 +104,7 @@ class TrainingRun:
 
     def config(self) -> CfgNode:
         """The complete config, as train_net.py reads it."""
-        cfg = get_cfg()
-        add_soft_teacher_config(cfg)
-        cfg.merge_from_file(str(self.config_file), allow_unsafe=False)
-        cfg.merge_from_list(list(self.overrides))
-        return cfg
+        return load_config(str(self.config_file), self.overrides)
 
     def command(self, resume: bool = False) -> list[str]:
         """What a person would type."""

@@ -1,0 +1,125 @@
+"""Export: one model of a checkpoint with a config, as Detectron2 alone can use them."""
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode, get_cfg
+from torch import Tensor
+
+# Model -> its key in a checkpoint, see `engine.checkpointing`.
+MODELS = {"student": "model", "teacher": "teacher"}
+# This project's classes -> those of Detectron2 with the same parameters and the same inference.
+STOCK_NAMES = {
+    "SoftTeacherRCNN": "GeneralizedRCNN",
+    "SoftTeacherROIHeads": "StandardROIHeads",
+}
+TIMM_BACKBONE = "build_timm_fpn_backbone"
+
+
+def export_model(checkpoint: Path, model: str, cfg: CfgNode, weights: Path) -> Path:
+    """Write a model of a checkpoint as a plain weight file, and a plain config beside it.
+
+    Args:
+        checkpoint: file that training saved.
+        model: "student" or "teacher".
+        cfg: the config of that training.
+        weights: .pth file to write, {"model": state_dict}; the config's MODEL.WEIGHTS names it
+            as it is given here.
+
+    Returns:
+        The config's file, `weights` with the suffix .yaml. It holds what differs from Detectron2's
+        defaults.
+
+    Raises:
+        ValueError: the checkpoint has no such model, or `weights` is the checkpoint itself or no
+            .pth file.
+    """
+    config_file = weights.with_suffix(".yaml")
+    if weights.suffix != ".pth" or weights.resolve() == checkpoint.resolve():
+        raise ValueError(
+            f"{weights} is no place for the weights: name a new file that ends in .pth."
+        )
+    state = read_model(checkpoint, model)
+    plain = plain_config(cfg)
+    plain.MODEL.WEIGHTS = str(weights)
+    weights.parent.mkdir(parents=True, exist_ok=True)
+    torch.save({"model": state}, weights)
+    changes = {**_changes(plain, get_cfg()), "VERSION": plain.VERSION}
+    config_file.write_text(CfgNode(changes).dump())
+    return config_file
+
+
+def read_model(checkpoint: Path, model: str) -> dict[str, Tensor]:
+    """The state of the student or of the teacher from a checkpoint, on the CPU.
+
+    Raises:
+        ValueError: the file is no checkpoint of this project.
+    """
+    try:
+        parts = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise ValueError(f"{checkpoint} is no file of weights that can be read: {error}") from error
+    # The best teacher's file has a "model" as well, which is no student.
+    if not isinstance(parts, dict) or not set(MODELS.values()) <= set(parts):
+        raise ValueError(
+            f"{checkpoint} does not hold a student and a teacher: give a checkpoint that "
+            "train_net.py saved. (A file with one model, such as model_best_teacher.pth, is a "
+            "plain weight file already: set MODEL.WEIGHTS to it.)"
+        )
+    return parts[MODELS[model]]
+
+
+def plain_config(cfg: CfgNode) -> CfgNode:
+    """Detectron2's config of the same model and the same inference, without this project's keys.
+
+    Solver, training sets and device are not taken over. MODEL.TIMM stays where the backbone needs
+    it, see :func:`needs_this_project`.
+    """
+    plain = get_cfg()
+    device = plain.MODEL.DEVICE
+    for section in ("MODEL", "INPUT"):
+        _copy_known_keys(plain[section], cfg[section])
+    plain.DATASETS.TEST = cfg.DATASETS.TEST
+    plain.MODEL.DEVICE = device
+    plain.MODEL.META_ARCHITECTURE = _stock_name(cfg.MODEL.META_ARCHITECTURE)
+    plain.MODEL.ROI_HEADS.NAME = _stock_name(cfg.MODEL.ROI_HEADS.NAME)
+    if needs_this_project(cfg):
+        plain.MODEL.TIMM = cfg.MODEL.TIMM.clone()
+        plain.MODEL.TIMM.WEIGHTS = ""  # the exported file holds them
+    return plain
+
+
+def needs_this_project(cfg: CfgNode) -> bool:
+    """Whether even inference needs this package, for its timm backbone and MODEL.TIMM.
+
+    A program then has to `import soft_teacher.modeling` and to call `add_soft_teacher_config`.
+    """
+    return cfg.MODEL.BACKBONE.NAME == TIMM_BACKBONE
+
+
+def _stock_name(name: str) -> str:
+    return STOCK_NAMES.get(name, name)
+
+
+def _copy_known_keys(target: CfgNode, source: CfgNode) -> None:
+    """Copy from `source` the values of all keys that `target` has."""
+    for key, value in target.items():
+        if isinstance(value, CfgNode):
+            _copy_known_keys(value, source[key])
+        else:
+            target[key] = source[key]
+
+
+def _changes(cfg: CfgNode, defaults: CfgNode) -> dict[str, Any]:
+    """What `cfg` has other than `defaults`, nested alike."""
+    changes: dict[str, Any] = {}
+    for key, value in cfg.items():
+        if isinstance(value, CfgNode) and key in defaults:
+            inner = _changes(value, defaults[key])
+            if inner:
+                changes[key] = inner
+        elif key not in defaults or value != defaults[key]:
+            changes[key] = value
+    return changes
