@@ -1,0 +1,181 @@
+"""The steps that are compared: Soft Teacher's, and stock Detectron2's on like work."""
+
+import itertools
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+from detectron2.solver import build_optimizer
+from detectron2.utils.events import EventStorage
+from torch import nn
+
+from soft_teacher.engine.benchmark.phase_clock import OTHER, TOTAL, PhaseClock
+from soft_teacher.engine.benchmark.synthetic import SyntheticBatch, replace_labels
+from soft_teacher.engine.ema import EMATeacher
+from soft_teacher.engine.loader_stream import LoaderStream
+from soft_teacher.engine.precision import Precision
+from soft_teacher.engine.train_step import SoftTeacherStep
+
+# In the order in which they are told; the forward of stock Detectron2 is plainly "forward".
+PHASES = (
+    TOTAL,
+    "teacher annotate",
+    "student forward",
+    "teacher judging",
+    "forward",
+    "backward",
+    "optimizer",
+    "ema",
+    OTHER,
+)
+
+
+class SoftTeacherContender:
+    """The project's own training step, with the given pseudo boxes.
+
+    The teacher does all of its work on the weak views; then its detections are replaced. What
+    follows, jittering and the judgement of the student's boxes included, is as in training.
+    """
+
+    def __init__(self, cfg: CfgNode, student: nn.Module, batch: SyntheticBatch, clock: PhaseClock):
+        """
+        Args:
+            cfg: the config.
+            student: the model that is trained, on its device.
+            batch: what every step works on.
+            clock: measures the steps.
+        """
+        ema = cfg.SOFT_TEACHER.EMA
+        self.step = SoftTeacherStep(
+            student,
+            EMATeacher(student, ema.MOMENTUM if ema.ENABLED else 0.0),
+            LoaderStream(lambda start: itertools.repeat(batch.labeled)),
+            LoaderStream(lambda start: itertools.repeat(batch.pairs)),
+            build_optimizer(cfg, student),
+            build_precision(cfg, student),
+        )
+        self._storage = EventStorage()
+        self._clock = clock
+        self._force_pseudo_boxes(batch)
+        self._attach_clock()
+
+    def run(self) -> dict[str, float]:
+        """Run one step and return its seconds by phase."""
+        with self._storage:
+            seconds = self._clock.measure(self.step.run_step)
+            self._storage.step()
+        self.step.iter += 1
+        return seconds
+
+    @property
+    def pseudo_boxes(self) -> dict[str, float]:
+        """Pseudo boxes per image that taught each loss in the last step."""
+        latest = self._storage.latest()
+        return {loss: latest[f"pseudo_boxes_{loss}"][0] for loss in ("rpn", "cls", "reg")}
+
+    def _force_pseudo_boxes(self, batch: SyntheticBatch) -> None:
+        teacher = self.step.teacher.model
+        annotate = teacher.annotate
+
+        def annotate_and_replace(weak: list[dict]):
+            guidance = annotate(weak)
+            replace_labels(guidance, batch.truth)
+            self._clock.attach(guidance, "score_boxes", "teacher judging")
+            return guidance
+
+        teacher.annotate = annotate_and_replace
+
+    def _attach_clock(self) -> None:
+        step, clock = self.step, self._clock
+        clock.attach(step.teacher.model, "annotate", "teacher annotate")
+        clock.attach(step.model, "forward", "student forward")
+        clock.attach(step.optimizer, "zero_grad", "optimizer")
+        clock.attach(step.precision, "unscaled_grad_norm", "optimizer")
+        clock.attach(step.precision, "step", "optimizer")
+        clock.attach(step.teacher, "update", "ema")
+        # Backward lies between the scaling of the loss and the call that follows it.
+        scale, after_backward = step.precision.scale, step.after_backward
+
+        def scale_and_begin(loss: torch.Tensor) -> torch.Tensor:
+            scaled = scale(loss)
+            clock.begin("backward")
+            return scaled
+
+        def end_and_go_on() -> None:
+            clock.end()
+            after_backward()
+
+        step.precision.scale = scale_and_begin
+        step.after_backward = end_and_go_on
+
+
+class SupervisedContender:
+    """Detectron2's supervised step on all images that the student sees in Soft Teacher's."""
+
+    def __init__(
+        self, cfg: CfgNode, plain: CfgNode, state: dict, batch: SyntheticBatch, clock: PhaseClock
+    ):
+        """
+        Args:
+            cfg: the config, for optimizer and precision.
+            plain: the config of the same model in Detectron2.
+            state: weights of the model.
+            batch: what every step works on.
+            clock: measures the steps.
+        """
+        self.model = build_stock_model(plain, state).train()
+        self._optimizer = build_optimizer(cfg, self.model)
+        self._precision = build_precision(cfg, self.model)
+        self._inputs = batch.supervised
+        self._storage = EventStorage()
+        self._clock = clock
+
+    def run(self) -> dict[str, float]:
+        """Run one step and return its seconds by phase."""
+        with self._storage:
+            return self._clock.measure(self._step)
+
+    def _step(self) -> None:
+        """What Detectron2's SimpleTrainer and AMPTrainer do, logging apart."""
+        clock = self._clock
+        with clock.phase("forward"), self._precision.autocast():
+            loss = sum(self.model(self._inputs).values())
+        with clock.phase("optimizer"):
+            self._optimizer.zero_grad()
+        with clock.phase("backward"):
+            self._precision.scale(loss).backward()
+        with clock.phase("optimizer"):
+            self._precision.step(self._optimizer)
+
+
+class InferenceContender:
+    """Detectron2's inference, without gradients, on the images that the teacher sees."""
+
+    def __init__(
+        self, cfg: CfgNode, plain: CfgNode, state: dict, batch: SyntheticBatch, clock: PhaseClock
+    ):
+        """As :class:`SupervisedContender`."""
+        self.model = build_stock_model(plain, state).eval()
+        self._precision = build_precision(cfg, self.model)
+        self._inputs = batch.weak
+        self._clock = clock
+
+    def run(self) -> dict[str, float]:
+        """Run once and return the seconds."""
+        return self._clock.measure(self._step)
+
+    def _step(self) -> None:
+        with torch.no_grad(), self._precision.autocast():
+            self.model(self._inputs)
+
+
+def build_stock_model(plain: CfgNode, state: dict) -> nn.Module:
+    """Detectron2's model with the given weights."""
+    model = build_model(plain)
+    model.load_state_dict(state)
+    return model
+
+
+def build_precision(cfg: CfgNode, model: nn.Module) -> Precision:
+    """The precision that the trainer would choose."""
+    return Precision(next(model.parameters()).device.type, cfg.SOLVER.AMP.ENABLED)
