@@ -72,7 +72,8 @@ def test_the_given_config_does_not_change_and_a_frozen_one_stays_frozen():
     assert cfg.dump() == before
 
 
-def test_unlabeled_images_that_cannot_be_shared_out_are_an_error_that_names_the_key():
-    cfg = recipe(SOLVER__IMS_PER_BATCH_UNLABELED=12)
-    with pytest.raises(ValueError, match=r"SOLVER\.IMS_PER_BATCH_UNLABELED is 12"):
+@pytest.mark.parametrize("key", ["IMS_PER_BATCH", "IMS_PER_BATCH_UNLABELED"])
+def test_images_that_cannot_be_shared_out_are_an_error_that_names_the_key(key):
+    cfg = recipe(**{f"SOLVER__{key}": 12})
+    with pytest.raises(ValueError, match=rf"SOLVER\.{key} is 12"):
         scale_to_world_size(cfg, 4)

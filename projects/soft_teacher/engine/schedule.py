@@ -21,16 +21,17 @@ def scale_to_world_size(cfg: CfgNode, world_size: int) -> CfgNode:
         The scaled config, or `cfg` itself when there is nothing to scale.
 
     Raises:
-        ValueError: the unlabeled images of the recipe cannot be shared out evenly.
+        ValueError: the images of the recipe cannot be shared out evenly.
     """
     reference = cfg.SOLVER.REFERENCE_WORLD_SIZE
     if reference in (0, world_size):
         return cfg
-    if cfg.SOLVER.IMS_PER_BATCH_UNLABELED % reference != 0:
-        raise ValueError(
-            f"SOLVER.IMS_PER_BATCH_UNLABELED is {cfg.SOLVER.IMS_PER_BATCH_UNLABELED}, which is no "
-            f"multiple of SOLVER.REFERENCE_WORLD_SIZE ({reference})."
-        )
+    for key in ("IMS_PER_BATCH", "IMS_PER_BATCH_UNLABELED"):
+        if cfg.SOLVER[key] % reference != 0:
+            raise ValueError(
+                f"SOLVER.{key} is {cfg.SOLVER[key]}, which is no multiple of "
+                f"SOLVER.REFERENCE_WORLD_SIZE ({reference}); change one of them."
+            )
     scaled = DefaultTrainer.auto_scale_workers(cfg, world_size)
     frozen = scaled.is_frozen()
     scaled.defrost()
