@@ -25,20 +25,23 @@ from soft_teacher.engine import SoftTeacherTrainer, evaluate_models, load_models
 def setup(args: argparse.Namespace) -> CfgNode:
     """The config of a run: defaults, then --config-file, then KEY VALUE pairs."""
     cfg = load_config(args.config_file, args.opts)
-    if not torch.cuda.is_available():
+    cfg.OUTPUT_DIR = cfg.OUTPUT_DIR.replace("{fold}", str(cfg.DATASETS.FOLD))
+    logger = setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="soft_teacher")
+    if cfg.MODEL.DEVICE == "cuda" and not torch.cuda.is_available():
+        logger.warning("There is no CUDA device; MODEL.DEVICE is set to cpu")
         cfg.MODEL.DEVICE = "cpu"
     cfg.freeze()
     default_setup(cfg, args)
-    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="soft_teacher")
     register_custom_datasets(cfg)
     return cfg
 
 
-def evaluate(cfg: CfgNode) -> dict:
-    """Evaluate MODEL.WEIGHTS: both models of a checkpoint that holds both."""
-    results = evaluate_models(cfg, load_models(cfg))
+def evaluate(cfg: CfgNode, last_checkpoint: bool) -> dict:
+    """Evaluate MODEL.WEIGHTS or the last checkpoint: both models if the file holds both."""
+    models = load_models(cfg, last_checkpoint)
+    results = evaluate_models(cfg, models)
     if comm.is_main_process():
-        verify_results(cfg, results)
+        verify_results(cfg, results[next(iter(models))])
     return results
 
 
@@ -46,7 +49,7 @@ def main(args: argparse.Namespace) -> dict | None:
     """What each process runs."""
     cfg = setup(args)
     if args.eval_only:
-        return evaluate(cfg)
+        return evaluate(cfg, args.resume)
     trainer = SoftTeacherTrainer(cfg)
     trainer.resume_or_load(resume=args.resume)
     return trainer.train()

@@ -1,10 +1,12 @@
 """What each of two processes runs in the distributed tests; results go to files."""
 
 import torch
-from detectron2.engine import create_ddp_model
+from detectron2.engine import create_ddp_model, default_argument_parser
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 
+import train_net
+from soft_teacher.engine import trainer
 from soft_teacher.engine.ema import EMATeacher
 from soft_teacher.engine.loader_stream import LoaderStream
 from soft_teacher.engine.precision import Precision
@@ -15,6 +17,7 @@ EASY = {
     "SOFT_TEACHER.PSEUDO_LABELS.MIN_SCORE": 0.1,
     "SOFT_TEACHER.PSEUDO_LABELS.CLS_SCORE": 0.1,
     "SOFT_TEACHER.PSEUDO_LABELS.RPN_SCORE": 0.1,
+    "SOFT_TEACHER.PSEUDO_LABELS.REG_VARIANCE": 10.0,
 }
 
 
@@ -84,3 +87,12 @@ def train(folder: str) -> None:
         "skipped": step.num_skipped,
     }
     torch.save(result, f"{folder}/{rank}.pth")
+
+
+def run_train_net(config_file: str, output: str, resume: bool) -> None:
+    """train_net.py on two processes, scalars gathered every second step."""
+    torch.set_num_threads(1)
+    trainer.LOG_PERIOD = 2
+    arguments = ["--config-file", config_file, *(["--resume"] if resume else [])]
+    args = default_argument_parser().parse_args([*arguments, "OUTPUT_DIR", output])
+    train_net.main(args)

@@ -8,10 +8,11 @@ import pytest
 import torch
 import yaml
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.engine import default_argument_parser
+from detectron2.engine import default_argument_parser, launch
 from PIL import Image
 
 import train_net
+from ddp_worker import run_train_net
 from tiny import tiny_config
 
 NUM_LABELED, NUM_UNLABELED, NUM_VAL = 4, 6, 3
@@ -137,6 +138,26 @@ def test_a_run_evaluates_both_models_and_resumes_exactly(config_file, tmp_path):
     assert_same(checkpoint(whole), checkpoint(parts))
 
 
+def test_two_processes_train_evaluate_and_resume_exactly(config_file, tmp_path):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    for output in (whole, parts):
+        launch(run_train_net, 2, dist_url="auto", args=(str(config_file), str(output), False))
+    logged = [json.loads(x) for x in (whole / "metrics.json").read_text().splitlines()]
+    for key in ("student/bbox/AP", "teacher/bbox/AP", "pseudo_boxes_cls", "images_per_second"):
+        assert any(key in x for x in logged), key
+    (parts / "last_checkpoint").write_text("model_0000003.pth")
+    (parts / "model_final.pth").unlink()
+    launch(run_train_net, 2, dist_url="auto", args=(str(config_file), str(parts), True))
+    final = checkpoint(whole)
+    assert_same(final, checkpoint(parts))
+    assert len(final["random_states"]) == 2
+    assert not torch.equal(*(x["torch"] for x in final["random_states"]))
+
+    # One process cannot go on where two stopped: its counters would mean something else.
+    with pytest.raises(ValueError, match="number of processes was 2 and is 1"):
+        run(config_file, whole, "--resume")
+
+
 def test_a_checkpoint_without_the_teacher_is_not_resumed(config_file, tmp_path):
     output = tmp_path / "out"
     run(config_file, output, SOLVER__MAX_ITER=1)
@@ -155,6 +176,7 @@ def test_eval_only_evaluates_both_models_of_a_checkpoint(config_file, tmp_path):
     )
     assert set(results) == {"student", "teacher"}
     assert "AP" in results["teacher"]["bbox"]
+    assert_same(run(config_file, output, "--eval-only", "--resume"), results)
 
 
 def test_supervised_training_needs_no_unlabeled_set_and_evaluates_the_student(

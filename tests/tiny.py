@@ -1,5 +1,6 @@
 """A small Faster R-CNN and made-up batches, for tests of model and training step."""
 
+import numpy as np
 import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import build_model
@@ -66,7 +67,7 @@ def plain_view(seed: int, size: tuple[int, int] = (64, 80), matrix=None) -> dict
     image = torch.randint(0, 256, (3, *size), dtype=torch.uint8, generator=generator)
     return {
         "image": image,
-        "matrix": torch.eye(3) if matrix is None else torch.tensor(matrix),
+        "matrix": np.eye(3) if matrix is None else np.array(matrix, dtype=np.float64),
         "height": size[0],
         "width": size[1],
         "file_name": f"{seed}.png",

@@ -42,6 +42,8 @@ def _add_data_keys(cfg: CN) -> None:
     # everywhere in Detectron2. Both counts are exact in every step; the official code draws
     # them at random (mean 1.33 labeled : 3.67 unlabeled per GPU in the partial setting).
     cfg.SOLVER.IMS_PER_BATCH_UNLABELED = 32
+    # Checkpoints kept beside the final one, the oldest go first (official: 20).
+    cfg.SOLVER.CHECKPOINTS_TO_KEEP = 20
 
 
 def _add_augmentation_keys(cfg: CN) -> None:

@@ -15,7 +15,7 @@ def views_of(sample):
 def fingerprint(batch):
     """Everything that must be equal between two runs."""
     return [
-        (view["file_name"], view["image"].numpy().tobytes(), view["matrix"].numpy().tobytes())
+        (view["file_name"], view["image"].numpy().tobytes(), view["matrix"].tobytes())
         for sample in batch
         for view in views_of(sample)
     ]

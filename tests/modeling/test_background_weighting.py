@@ -119,3 +119,16 @@ def test_regression_loss_is_that_of_the_official_code_or_of_the_paper(name):
     assert float(sampled) == pytest.approx(float(case["mmdet_loss_bbox"]), rel=1e-5)
     literal = box_regression_loss(sums, counts, int(case["n_all"]), "foreground")
     assert float(literal) == pytest.approx(float(case["paper_loss_reg"]), rel=1e-5)
+
+
+def test_paper_regression_loss_equals_a_loop_over_equation_10():
+    rng = np.random.default_rng(5)
+    losses = [rng.exponential(1.0, n) for n in (7, 0, 12)]
+    expected = sum(float(np.mean(x)) if len(x) else 0.0 for x in losses) / 3
+    found = box_regression_loss(
+        torch.tensor([x.sum() for x in losses]),
+        torch.tensor([len(x) for x in losses]),
+        1536,
+        "foreground",
+    )
+    assert float(found) == pytest.approx(expected, rel=1e-12)

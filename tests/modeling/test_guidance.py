@@ -1,5 +1,8 @@
 """What the teacher tells the student, and how little it works for that."""
 
+import math
+
+import numpy as np
 import pytest
 import torch
 
@@ -25,7 +28,7 @@ class Judge:
 def make(scores=(0.95, 0.7, 0.4), matrix=None, **overrides):
     judge = Judge()
     rules = PseudoLabelRules.from_config(tiny_config(**overrides))
-    matrix = torch.eye(3) if matrix is None else torch.tensor(matrix)
+    matrix = np.eye(3) if matrix is None else np.array(matrix)
     return Guidance([detections(BOXES, scores)], [matrix], judge, rules), judge
 
 
@@ -35,6 +38,17 @@ def test_a_box_scored_0_7_does_not_become_foreground():
     assert len(in_view.targets[0]) == 2  # 0.4 is below MIN_SCORE
     assert in_view.teaches_rpn[0].tolist() == [True, False]
     assert in_view.teaches_cls[0].tolist() == [True, False]
+
+
+def test_rpn_and_classification_have_thresholds_of_their_own():
+    guidance, _ = make(
+        scores=(0.95, 0.85, 0.7),
+        SOFT_TEACHER__PSEUDO_LABELS__RPN_SCORE=0.8,
+        SOFT_TEACHER__PSEUDO_LABELS__CLS_SCORE=0.9,
+    )
+    in_view = guidance.seen_from([plain_view(0)])
+    assert in_view.teaches_rpn[0].tolist() == [True, True, False]
+    assert in_view.teaches_cls[0].tolist() == [True, False, False]
 
 
 def test_a_box_scored_0_7_may_teach_regression():
@@ -98,17 +112,15 @@ def test_a_box_that_left_the_strong_view_teaches_nothing():
 def test_no_detections_need_no_special_case():
     judge = Judge()
     rules = PseudoLabelRules.from_config(tiny_config())
-    guidance = Guidance([detections([], [])], [torch.eye(3)], judge, rules)
+    guidance = Guidance([detections([], [])], [np.eye(3)], judge, rules)
     in_view = guidance.seen_from([plain_view(0)])
     assert in_view.background_scores([torch.tensor([[0.0, 0, 9, 9]])])[0].shape == (1,)
     in_view.note_pseudo_labels()
-    assert {k: float(v) for k, v in guidance.statistics.items()} == {
-        "pseudo_boxes_rpn": 0,
-        "pseudo_boxes_cls": 0,
-        "pseudo_boxes_reg": 0,
-        "pseudo_score": 0,
-        "pseudo_variance": 0,
-    }
+    found = {k: float(v) for k, v in guidance.statistics.items()}
+    for name in ("rpn", "cls", "reg"):
+        assert found[f"pseudo_boxes_{name}"] == 0
+    # A mean over nothing would read as perfectly reliable if it were 0.
+    assert math.isnan(found["pseudo_score"]) and math.isnan(found["pseudo_variance"])
 
 
 @pytest.mark.parametrize(
@@ -117,6 +129,8 @@ def test_no_detections_need_no_special_case():
         ("SOFT_TEACHER.JITTER.DISTRIBUTION", "normal"),
         ("SOFT_TEACHER.JITTER.VARIANCE", "eq9"),
         ("SOFT_TEACHER.JITTER.NUM", 1),
+        ("SOFT_TEACHER.PSEUDO_LABELS.CLS_SCORE", 0.4),
+        ("SOFT_TEACHER.PSEUDO_LABELS.RPN_SCORE", 0.4),
     ],
 )
 def test_a_bad_value_is_an_error_that_names_its_key(key, value):

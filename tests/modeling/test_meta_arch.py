@@ -4,13 +4,15 @@ import copy
 
 import pytest
 import torch
-from detectron2.modeling import build_model
+from detectron2.modeling import GeneralizedRCNN, build_model
 from detectron2.utils.events import EventStorage
 
 from soft_teacher.engine.ema import build_teacher
 from soft_teacher.modeling.guidance import Guidance
 from tiny import detections, labeled_view, plain_view, random_boxes, tiny_config, tiny_model
 
+# Every sure pseudo box teaches regression too, however the random teacher refines it.
+ALL_TEACH = {"SOFT_TEACHER.PSEUDO_LABELS.REG_VARIANCE": 10.0}
 FLIP = [[-1.0, 0, 80], [0, 1, 0], [0, 0, 1]]
 
 
@@ -71,7 +73,7 @@ def test_the_teacher_is_untouched_by_forward_and_backward():
 
 
 def test_one_backward_reaches_every_trainable_parameter():
-    student = tiny_model()
+    student = tiny_model(**ALL_TEACH)
     teacher = build_teacher(student)
     with EventStorage():
         losses = student([labeled_view(3)], [plain_view(1)], confident(teacher, [plain_view(1)]))
@@ -80,15 +82,16 @@ def test_one_backward_reaches_every_trainable_parameter():
         for name in ("rpn_cls", "rpn_loc", "cls", "box_reg")
         for suffix in ("", "_unsup")
     }
-    assert all(float(v) > 0 for k, v in losses.items() if k.endswith("cls_unsup"))
+    assert all(float(v) > 0 for v in losses.values())
     unlabeled = sum(v for k, v in losses.items() if k.endswith("_unsup"))
     unlabeled.backward()
     missing = [n for n, p in student.named_parameters() if p.requires_grad and p.grad is None]
     assert missing == []
+    assert student.roi_heads.box_predictor.bbox_pred.weight.grad.abs().max() > 0
 
 
 def test_alpha_multiplies_every_unlabeled_loss():
-    student = tiny_model()
+    student = tiny_model(**ALL_TEACH)
     teacher = build_teacher(student)
     results = []
     for alpha in (1.0, 4.0):
@@ -98,13 +101,16 @@ def test_alpha_multiplies_every_unlabeled_loss():
             guidance = confident(teacher, [plain_view(1)])
             results.append(student([labeled_view(3)], [plain_view(1)], guidance))
     for key in results[0]:
+        assert float(results[0][key]) > 0
         factor = 4.0 if key.endswith("_unsup") else 1.0
         torch.testing.assert_close(results[1][key], results[0][key] * factor)
 
 
 @pytest.mark.parametrize("name", ["no pseudo boxes", "black image"])
 def test_hopeless_images_give_finite_connected_losses(name):
-    student = tiny_model(SOFT_TEACHER__PSEUDO_LABELS__MIN_SCORE=1.0)
+    student = tiny_model(
+        **{f"SOFT_TEACHER.PSEUDO_LABELS.{key}_SCORE": 1.0 for key in ("MIN", "RPN", "CLS")}
+    )
     teacher = build_teacher(student)
     view = plain_view(1)
     if name == "black image":
@@ -130,3 +136,36 @@ def test_guidance_carries_no_graph():
     scores = guidance.score_boxes([random_boxes(1, 4, (64, 80))])
     assert not scores[0].requires_grad and not scores[0].is_inference()
     assert not guidance.variance[0].requires_grad
+
+
+def test_the_rpn_learns_from_its_own_pseudo_boxes():
+    student = tiny_model(
+        **{
+            "SOFT_TEACHER.PSEUDO_LABELS.RPN_SCORE": 0.6,
+            "SOFT_TEACHER.PSEUDO_LABELS.CLS_SCORE": 0.9,
+        }
+    )
+    teacher = build_teacher(student)
+    guidance = teacher.annotate([plain_view(1)])
+    boxes = random_boxes(0, 3, (64, 80))
+    guidance.labels = [detections(boxes, [0.95, 0.7, 0.55])]
+    received = []
+    student.proposal_generator.register_forward_pre_hook(
+        lambda module, args: received.append(args[2])
+    )
+    with EventStorage():
+        student([labeled_view(3)], [plain_view(1)], guidance)
+    torch.testing.assert_close(received[1][0].gt_boxes.tensor, boxes[:2])
+
+
+def test_an_error_on_unlabeled_images_leaves_the_names_in_the_log_alone(monkeypatch):
+    student = tiny_model()
+    guidance = build_teacher(student).annotate([plain_view(1)])
+    with torch.no_grad():
+        student.proposal_generator.rpn_head.anchor_deltas.bias.fill_(float("nan"))
+    monkeypatch.setattr(GeneralizedRCNN, "forward", lambda self, batch: {})
+    with EventStorage() as storage:
+        with pytest.raises(FloatingPointError):
+            student([labeled_view(3)], [plain_view(1)], guidance)
+        storage.put_scalar("x", 1.0)
+        assert "x" in storage.latest()

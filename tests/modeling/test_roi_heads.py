@@ -1,5 +1,6 @@
 """RoI heads: judging boxes as a teacher, learning from pseudo boxes as a student."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -52,7 +53,7 @@ class FixedJudge:
 def guidance_for(boxes, scores, variances, cfg) -> Guidance:
     guidance = Guidance(
         [detections(b, s) for b, s in zip(boxes, scores, strict=True)],
-        [torch.eye(3)] * len(boxes),
+        [np.eye(3)] * len(boxes),
         FixedJudge(),
         PseudoLabelRules.from_config(cfg),
     )
@@ -241,7 +242,7 @@ def test_proposals_wholly_missing_give_losses_connected_to_the_graph():
     cfg = tiny_config()
     model = build_model(cfg).train()
     guidance = Guidance(
-        [detections([], [])], [torch.eye(3)], FixedJudge(), PseudoLabelRules.from_config(cfg)
+        [detections([], [])], [np.eye(3)], FixedJudge(), PseudoLabelRules.from_config(cfg)
     )
     nothing = Instances(
         SIZE, proposal_boxes=Boxes(torch.zeros(0, 4)), objectness_logits=torch.zeros(0)
@@ -259,3 +260,25 @@ def test_a_head_without_background_probability_is_refused():
     cfg = tiny_config(**{"MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE": True})
     with pytest.raises(ValueError, match=r"MODEL\.ROI_BOX_HEAD\.USE_SIGMOID_CE"):
         SoftTeacherROIHeads.soft_teacher_args(cfg)
+
+
+def test_autocast_does_not_round_the_boxes_to_judge():
+    """Half-precision RoIs would swallow the jitter at the right end of a large image."""
+    model = tiny_model().eval()
+    near = torch.tensor([[601.0, 20, 640, 60]])
+    shifted = near + torch.tensor([[0.4, 0, 0, 0]])
+    features = {f"p{i + 2}": torch.rand(1, 32, 64 >> i, 256 >> i).bfloat16() for i in range(4)}
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        probabilities, _ = model.roi_heads.score_and_refine(
+            features,
+            [(256, 1024)],
+            [torch.cat([near, shifted])],
+            [near[:0]],
+            [torch.zeros(0, dtype=torch.int64)],
+        )
+    pooled = []
+    for box in (near, shifted):
+        levels = [features[f].float() for f in model.roi_heads.box_in_features]
+        pooled.append(model.roi_heads.box_pooler(levels, [Boxes(box)]))
+    assert not torch.equal(*pooled)
+    assert not torch.equal(probabilities[0][0], probabilities[0][1])

@@ -7,28 +7,30 @@ import torch
 from oracle import load_oracle
 from soft_teacher.modeling.view_geometry import project_boxes, view_to_view
 
+CPU = torch.device("cpu")
 CASES = ["identity", "flip_weak", "scale_flip_both", "translate", "pushed_out"]
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_boxes_arrive_where_the_official_code_puts_them(name):
     case = load_oracle(f"c_project_{name}")
-    to_strong = view_to_view(case["M_weak"], case["M_strong"])
+    weak, strong = (case[k].double().numpy() for k in ("M_weak", "M_strong"))
+    to_strong = view_to_view(weak, strong, CPU)
     found = project_boxes(case["boxes_weak"], to_strong, tuple(case["strong_shape"].tolist()))
     torch.testing.assert_close(found, case["ms_boxes_strong"], rtol=1e-5, atol=1e-3)
-    to_weak = view_to_view(case["M_strong"], case["M_weak"])
+    to_weak = view_to_view(strong, weak, CPU)
     found = project_boxes(case["proposals_strong"], to_weak, tuple(case["weak_shape"].tolist()))
     torch.testing.assert_close(found, case["ms_proposals_weak"], rtol=1e-5, atol=1e-3)
 
 
 def test_a_box_carried_to_the_other_view_and_back_is_the_same_box():
-    weak = torch.tensor([[-1.7, 0, 1088], [0, 1.7, 0], [0, 0, 1]])
-    strong = torch.tensor([[0.6, 0, 31.5], [0, 0.6, -7.25], [0, 0, 1]])
+    weak = np.array([[-1.7, 0, 1088], [0, 1.7, 0], [0, 0, 1]])
+    strong = np.array([[0.6, 0, 31.5], [0, 0.6, -7.25], [0, 0, 1]])
     generator = torch.Generator().manual_seed(2)
     corner = torch.rand(50, 2, generator=generator) * 200 + 300
     boxes = torch.cat([corner, corner + torch.rand(50, 2, generator=generator) * 100 + 1], dim=1)
-    there = project_boxes(boxes, view_to_view(weak, strong), (2000, 2000))
-    back = project_boxes(there, view_to_view(strong, weak), (2000, 2000))
+    there = project_boxes(boxes, view_to_view(weak, strong, CPU), (2000, 2000))
+    back = project_boxes(there, view_to_view(strong, weak, CPU), (2000, 2000))
     assert not torch.allclose(there, boxes, atol=10)
     torch.testing.assert_close(back, boxes, rtol=0, atol=1e-3)
 
@@ -45,9 +47,9 @@ def test_a_rotated_box_becomes_the_box_around_its_corners():
 
 def test_autocast_does_not_move_boxes():
     boxes = torch.tensor([[101.3, 707.7, 999.1, 1200.9]])
-    source = torch.tensor([[1.37, 0.2, 3.0], [0.1, 1.11, 4.0], [0, 0, 1]])
-    target = torch.tensor([[0.77, 0, 13.0], [0, 0.77, 4.5], [0, 0, 1]])
-    expected = project_boxes(boxes, view_to_view(source, target), (2000, 2000))
+    source = np.array([[1.37, 0.2, 3.0], [0.1, 1.11, 4.0], [0, 0, 1]])
+    target = np.array([[0.77, 0, 13.0], [0, 0.77, 4.5], [0, 0, 1]])
+    expected = project_boxes(boxes, view_to_view(source, target, CPU), (2000, 2000))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = project_boxes(boxes, view_to_view(source, target), (2000, 2000))
+        found = project_boxes(boxes, view_to_view(source, target, CPU), (2000, 2000))
     assert torch.equal(found, expected)

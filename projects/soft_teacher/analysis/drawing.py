@@ -6,6 +6,7 @@ from detectron2.utils.visualizer import Visualizer
 from torch import Tensor
 
 from soft_teacher.modeling.guidance import Guidance
+from soft_teacher.modeling.pseudo_labels import has_area
 
 # What a pseudo box teaches, by color (RGB in 0-1).
 TEACHES_BOTH = (0.2, 0.9, 0.2)
@@ -47,8 +48,9 @@ def draw_views(
 ) -> np.ndarray:
     """Weak and strong view of an image side by side, with its pseudo boxes.
 
-    The color of a box tells what it teaches, see `LEGEND`; its caption on the weak view is
-    class, score and box regression variance.
+    The color of a box tells what it teaches the RoI head, see `LEGEND`. Its caption on the weak
+    view is class, score and box regression variance; "rpn" on the strong view marks those that
+    teach the RPN. Boxes that left the strong view are not drawn there.
 
     Args:
         weak, strong: the views of a batch.
@@ -74,11 +76,13 @@ def draw_views(
     left = draw_boxes(
         view_to_rgb(weak[index], image_format), labels.pred_boxes.tensor, captions, colors
     )
+    targets = in_view.targets[index].to("cpu")
+    visible = has_area(targets).nonzero().squeeze(1).tolist()
     right = draw_boxes(
         view_to_rgb(strong[index], image_format),
-        in_view.targets[index].gt_boxes.tensor.cpu(),
-        None,
-        colors,
+        targets.gt_boxes.tensor[visible],
+        ["rpn" if in_view.teaches_rpn[index][i] else "" for i in visible],
+        [colors[i] for i in visible],
     )
     return side_by_side([left, right])
 

@@ -194,7 +194,7 @@ def make_view(
     transforms = augmentations(aug_input)
     view = {
         "image": torch.from_numpy(aug_input.image.transpose(2, 0, 1).copy()),
-        "matrix": torch.from_numpy(matrix_of(transforms).astype(np.float32)),
+        "matrix": matrix_of(transforms),
         "height": record["height"],
         "width": record["width"],
         "file_name": record["file_name"],

@@ -1,8 +1,8 @@
 """Checkpoints: an ordinary Detectron2 model under "model", the teacher beside it.
 
 A file holds "model" (the student), "teacher", "trainer" (iteration, optimizer, schedule, counts
-of consumed batches and of EMA updates) and "random_states" (one for each process). Either model
-loads into Detectron2's own GeneralizedRCNN.
+of consumed batches and of EMA updates), "random_states" (one for each process) and "run" (the
+settings on which all this depends). Either model loads into Detectron2's own GeneralizedRCNN.
 """
 
 import io
@@ -15,6 +15,7 @@ from detectron2.utils.file_io import PathManager
 from torch import nn
 
 from soft_teacher.engine.random_state import get_random_state
+from soft_teacher.engine.run_description import differences
 
 _SAFE_PICKLE_GLOBALS = {
     ("_codecs", "encode"),
@@ -55,15 +56,19 @@ class SoftTeacherCheckpointer(DetectionCheckpointer):
     """DetectionCheckpointer that keeps random states and loads nothing unsafe.
 
     :meth:`save` is collective: all processes must call it.
+
+    Attributes:
+        run: see `run_description.describe_run`.
     """
 
     def __init__(self, model: nn.Module, save_dir: str, **checkpointables):
         super().__init__(model, save_dir, **checkpointables)
+        self.run: dict = {}
         self._required_parts: set[str] = set()
 
     def save(self, name: str, **kwargs) -> None:
         states = comm.gather(get_random_state())
-        super().save(name, random_states=states, **kwargs)
+        super().save(name, random_states=states, run=self.run, **kwargs)
 
     def load_training(self, path: str) -> dict:
         """Load everything that is needed to go on with training.
@@ -72,9 +77,9 @@ class SoftTeacherCheckpointer(DetectionCheckpointer):
             What the file holds beyond model, teacher and trainer.
 
         Raises:
-            ValueError: the file lacks a part or a weight, so training cannot go on from it.
+            ValueError: the file lacks a part or a weight, or is of a run that differs in `run`.
         """
-        self._required_parts = {"model", "random_states", *self.checkpointables}
+        self._required_parts = {"model", "random_states", "run", *self.checkpointables}
         try:
             return self.load(path)
         finally:
@@ -89,6 +94,12 @@ class SoftTeacherCheckpointer(DetectionCheckpointer):
             raise ValueError(
                 f"{filename} has no {', '.join(missing)}: it cannot be resumed from. To start "
                 "from its weights, set MODEL.WEIGHTS to it and take another OUTPUT_DIR."
+            )
+        changes = differences(loaded["run"], self.run) if self._required_parts else []
+        if changes:
+            raise ValueError(
+                f"{filename} is of another run: {'; '.join(changes)}. Resume with the settings "
+                "that it was trained with, or start from its weights in another OUTPUT_DIR."
             )
         return loaded
 

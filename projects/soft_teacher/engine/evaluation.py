@@ -40,15 +40,22 @@ def evaluate_models(cfg: CfgNode, models: dict[str, nn.Module]) -> dict[str, dic
     return results
 
 
-def load_models(cfg: CfgNode) -> dict[str, nn.Module]:
+def load_models(cfg: CfgNode, last_checkpoint: bool = False) -> dict[str, nn.Module]:
     """The models of the file MODEL.WEIGHTS, by name.
+
+    Args:
+        cfg: the config.
+        last_checkpoint: take the last checkpoint of OUTPUT_DIR instead, if there is one.
 
     Returns:
         "student" and "teacher" if the file is a checkpoint of this project, else "model".
     """
     model, teacher = build_model(cfg), build_model(cfg)
     checkpointer = SoftTeacherCheckpointer(model, cfg.OUTPUT_DIR)
-    rest = checkpointer.load(cfg.MODEL.WEIGHTS)
+    path = cfg.MODEL.WEIGHTS
+    if last_checkpoint and checkpointer.has_checkpoint():
+        path = checkpointer.get_checkpoint_file()
+    rest = checkpointer.load(path)
     if "teacher" not in rest:
         return {"model": model}
     teacher.load_state_dict(rest["teacher"])

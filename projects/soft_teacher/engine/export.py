@@ -82,6 +82,7 @@ def plain_config(cfg: CfgNode) -> CfgNode:
     for section in ("MODEL", "INPUT"):
         _copy_known_keys(plain[section], cfg[section])
     plain.DATASETS.TEST = cfg.DATASETS.TEST
+    plain.TEST.DETECTIONS_PER_IMAGE = cfg.TEST.DETECTIONS_PER_IMAGE
     plain.MODEL.DEVICE = device
     plain.MODEL.META_ARCHITECTURE = _stock_name(cfg.MODEL.META_ARCHITECTURE)
     plain.MODEL.ROI_HEADS.NAME = _stock_name(cfg.MODEL.ROI_HEADS.NAME)

@@ -16,9 +16,9 @@ logger = logging.getLogger(__name__)
 class BestTeacherKeeper(HookBase):
     """Keeps the weights of the best teacher evaluated so far in a file of its own.
 
-    The file is a plain Detectron2 weight file with the metric and the iteration in it. It is
-    what remembers the best value over a restart, and "last_checkpoint" never points to it
-    (Detectron2's BestCheckpointer retags it and forgets the best).
+    The file is a plain Detectron2 weight file with the metric and the number of iterations
+    in it. It is what remembers the best value over a restart, and "last_checkpoint" never points
+    to it (Detectron2's BestCheckpointer retags it and forgets the best).
     """
 
     def __init__(self, teacher: nn.Module, path: str, period: int, metric: str):
@@ -41,27 +41,27 @@ class BestTeacherKeeper(HookBase):
             return
         with PathManager.open(self._path, "rb") as f:
             kept = torch.load(f, map_location="cpu", weights_only=True)
-        if kept["iteration"] < self.trainer.start_iter:
+        if kept["iteration"] <= self.trainer.start_iter:
             self._best = kept["metric"]
 
     def after_step(self) -> None:
         iteration = self.trainer.iter + 1
         if comm.is_main_process() and self._period > 0 and iteration % self._period == 0:
-            self._keep_if_best()
+            self._keep_if_best(iteration)
 
     def after_train(self) -> None:
-        finished = self.trainer.iter + 1 >= self.trainer.max_iter
-        if comm.is_main_process() and finished:
-            self._keep_if_best()
+        # Detectron2 has counted past the last iteration by now, unless training was cut off.
+        if comm.is_main_process() and self.trainer.iter == self.trainer.max_iter:
+            self._keep_if_best(self.trainer.max_iter)
 
-    def _keep_if_best(self) -> None:
+    def _keep_if_best(self, num_finished: int) -> None:
         latest = self.trainer.storage.latest().get(self._metric)
         if latest is None or latest[1] != self.trainer.iter or not latest[0] > self._best:
             return
         self._best = latest[0]
         kept = {
             "model": self._teacher.state_dict(),
-            "iteration": self.trainer.iter,
+            "iteration": num_finished,
             "metric": self._best,
         }
         temporary = f"{self._path}.tmp"

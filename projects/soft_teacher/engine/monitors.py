@@ -12,6 +12,7 @@ from torch import Tensor
 from soft_teacher.analysis.drawing import draw_views
 from soft_teacher.analysis.pseudo_label_quality import match_counts
 from soft_teacher.modeling.guidance import Guidance
+from soft_teacher.modeling.pseudo_labels import above_score
 from soft_teacher.modeling.view_geometry import project_boxes
 
 
@@ -35,9 +36,13 @@ class QualityMonitor:
         self, iteration: int, weak: list[dict], strong: list[dict], guidance: Guidance
     ) -> None:
         for view, labels in zip(weak, guidance.labels, strict=True):
+            # Of several unlabeled sets some may have no ground truth.
+            if view["file_name"] not in self._ground_truth:
+                continue
             boxes, classes = boxes_and_classes(self._ground_truth[view["file_name"]])
-            chosen = labels[labels.scores > guidance.rules.cls_score].to("cpu")
-            boxes = project_boxes(boxes, view["matrix"].cpu(), labels.image_size)
+            chosen = labels[above_score(labels, guidance.rules.cls_score)].to("cpu")
+            to_view = torch.from_numpy(view["matrix"]).float()
+            boxes = project_boxes(boxes, to_view, labels.image_size)
             self._counts += torch.tensor(
                 match_counts(chosen.pred_boxes, chosen.pred_classes, Boxes(boxes), classes)
             )

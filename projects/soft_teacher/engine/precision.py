@@ -50,10 +50,10 @@ class Precision:
         self.scaler.step(optimizer)
         self.scaler.update()
 
-    def lower_scale(self, optimizer: torch.optim.Optimizer) -> None:
-        """In place of :meth:`step` after non-finite gradients: the scaler skips and backs off."""
+    def lower_scale(self) -> None:
+        """In place of :meth:`step`, after gradients whose norm is not finite."""
         if self.scaler.is_enabled():
-            self.step(optimizer)
+            self.scaler.update(self.scaler.get_scale() * self.scaler.get_backoff_factor())
 
     def state_dict(self) -> dict:
         return self.scaler.state_dict()

@@ -8,10 +8,10 @@ def scale_to_world_size(cfg: CfgNode, world_size: int) -> CfgNode:
     """Detectron2's linear scaling rule, extended to what Soft Teacher adds.
 
     A config with SOLVER.REFERENCE_WORLD_SIZE = w holds the numbers for w GPUs. On k GPUs, with
-    s = k / w, both image counts and the learning rate are multiplied by s and all iteration
-    counts divided by it, so that each GPU works on as many images, and training sees as many in
-    all. The share of the teacher kept in each update becomes MOMENTUM ** s, so that the
-    average spans as many images.
+    s = k / w, both image counts and the learning rate are multiplied by s; the length of training,
+    its steps, warmup, burn-in and the periods of evaluation and checkpoints are divided by it. So
+    each GPU works on as many images, and training sees as many in all. The share of the teacher
+    kept in each update becomes MOMENTUM ** s: the average spans as many images.
 
     Args:
         cfg: the config; it is not changed.
@@ -26,7 +26,10 @@ def scale_to_world_size(cfg: CfgNode, world_size: int) -> CfgNode:
     reference = cfg.SOLVER.REFERENCE_WORLD_SIZE
     if reference in (0, world_size):
         return cfg
-    for key in ("IMS_PER_BATCH", "IMS_PER_BATCH_UNLABELED"):
+    keys = ["IMS_PER_BATCH"]
+    if cfg.SOFT_TEACHER.ENABLED:
+        keys.append("IMS_PER_BATCH_UNLABELED")
+    for key in keys:
         if cfg.SOLVER[key] % reference != 0:
             raise ValueError(
                 f"SOLVER.{key} is {cfg.SOLVER[key]}, which is no multiple of "

@@ -5,6 +5,7 @@ guidance) -> dict of losses`. What kind of detector stands behind them is not it
 """
 
 import logging
+import math
 import time
 from collections.abc import Callable
 
@@ -22,6 +23,7 @@ from soft_teacher.engine.finite import (
 )
 from soft_teacher.engine.loader_stream import LoaderStream
 from soft_teacher.engine.precision import Precision
+from soft_teacher.engine.running_statistics import RunningStatistics
 from soft_teacher.modeling.guidance import Guidance
 
 logger = logging.getLogger(__name__)
@@ -74,6 +76,7 @@ class SoftTeacherStep(SimpleTrainer):
         self.observers: list[Observer] = []
         self.num_skipped = 0
         self.num_skipped_in_a_row = 0
+        self._running = RunningStatistics(self.student)
 
     @property
     def student(self) -> nn.Module:
@@ -88,6 +91,7 @@ class SoftTeacherStep(SimpleTrainer):
         labeled, weak, strong = self._next_batches()
         data_time = time.perf_counter() - start
 
+        self._running.remember()
         losses, statistics, failure = self._forward(labeled, weak, strong)
         total = sum(losses.values()) if failure is None else None
         finite, values = self._agree_that_finite(total, {**losses, **statistics})
@@ -97,14 +101,14 @@ class SoftTeacherStep(SimpleTrainer):
 
         self.optimizer.zero_grad()
         self.precision.scale(total).backward()
-        self.after_backward()
         grad_norm = self.precision.unscaled_grad_norm(self.optimizer)
         if not torch.isfinite(grad_norm):
-            self.precision.lower_scale(self.optimizer)
+            self.precision.lower_scale()
             self._skip(name_non_finite_gradients(self.student))
             return
         momentum = self.teacher.current_momentum
         self.precision.step(self.optimizer)
+        self._running.average_over_processes()
         self.teacher.update(self.student)
         self.num_skipped_in_a_row = 0
 
@@ -146,7 +150,8 @@ class SoftTeacherStep(SimpleTrainer):
     ) -> tuple[bool, dict[str, float]]:
         """Whether the loss is finite on all processes, and the scalars as numbers.
 
-        This is the one place where the host waits for the device before backward.
+        Flag and scalars come to the host together, in the one transfer that the step itself
+        makes before backward.
         """
         device = next(self.model.parameters()).device
         failed = torch.ones((), device=device)
@@ -157,15 +162,22 @@ class SoftTeacherStep(SimpleTrainer):
         return values[0] == 0, dict(zip(scalars, values[1:], strict=True))
 
     def _skip(self, reason: str) -> None:
-        """Count a skipped step; stop when there were too many in a row.
+        """Undo what forward did to the student and count; stop after too many in a row.
+
+        All processes get here together.
+
+        Args:
+            reason: what was wrong on this process; empty if nothing was.
 
         Raises:
             FloatingPointError: `max_skipped_steps` steps in a row were skipped.
         """
+        self._running.restore()
+        reason = "; ".join(dict.fromkeys(x for x in comm.all_gather(reason) if x))
         self.num_skipped += 1
         self.num_skipped_in_a_row += 1
         get_event_storage().put_scalar("skipped_steps", self.num_skipped, smoothing_hint=False)
-        logger.warning(f"Iteration {self.iter} skipped: {reason or 'another process failed'}")
+        logger.warning(f"Iteration {self.iter} skipped: {reason}")
         if self.num_skipped_in_a_row >= self.max_skipped_steps:
             raise FloatingPointError(
                 f"{self.num_skipped_in_a_row} iterations in a row had a non-finite loss or "
@@ -175,15 +187,21 @@ class SoftTeacherStep(SimpleTrainer):
             )
 
     def _log(self, values: dict[str, float], losses: set[str], data_time: float) -> None:
-        """Log scalars, averaged over processes; the time is that of the slowest."""
+        """Log scalars, averaged over processes: rates add up, data time is the slowest's.
+
+        A mean over nothing (say, the variance when there was no pseudo box) is left out.
+        """
         if comm.get_world_size() > 1 and (self.iter + 1) % self.log_period != 0:
             return
         gathered = comm.gather({**values, "data_time": data_time})
         if not comm.is_main_process():
             return
-        means = {
-            k: sum(x[k] for x in gathered) / len(gathered) for k in gathered[0] if k != "data_time"
-        }
+        means = {}
+        for name in values:
+            known = [x[name] for x in gathered if math.isfinite(x[name])]
+            if known:
+                means[name] = sum(known) / len(known)
+        means["images_per_second"] = sum(x["images_per_second"] for x in gathered)
         storage = get_event_storage()
         storage.put_scalar("data_time", max(x["data_time"] for x in gathered))
         storage.put_scalar("total_loss", sum(means[k] for k in losses))

@@ -19,6 +19,7 @@ from soft_teacher.engine.loader_stream import LoaderStream
 from soft_teacher.engine.monitors import QualityMonitor, ViewPainter
 from soft_teacher.engine.precision import Precision
 from soft_teacher.engine.random_state import set_random_state
+from soft_teacher.engine.run_description import describe_run
 from soft_teacher.engine.schedule import scale_to_world_size
 from soft_teacher.engine.train_step import SoftTeacherStep
 
@@ -56,6 +57,7 @@ class SoftTeacherTrainer(DefaultTrainer):
         self.checkpointer = SoftTeacherCheckpointer(
             model, cfg.OUTPUT_DIR, teacher=self.teacher, trainer=weakref.proxy(self)
         )
+        self.checkpointer.run = describe_run(cfg, comm.get_world_size())
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         self._trainer.observers = self.build_observers()
@@ -90,20 +92,26 @@ class SoftTeacherTrainer(DefaultTrainer):
     def build_hooks(self) -> list:
         """Timer, schedule, checkpoints, evaluation of both models, writers; in this order."""
         cfg = self.cfg
-        # The checkpointer runs on all processes because saving gathers their random states.
+        # The checkpointer runs on all processes because saving gathers their random states; only
+        # the first may delete files.
+        num_kept = cfg.SOLVER.CHECKPOINTS_TO_KEEP if comm.is_main_process() else None
         result = [
             hooks.IterationTimer(),
             hooks.LRScheduler(),
-            hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD),
+            hooks.PeriodicCheckpointer(
+                self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD, max_to_keep=num_kept
+            ),
             hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self.evaluate),
         ]
-        if cfg.SOFT_TEACHER.EMA.ENABLED:
+        if cfg.SOFT_TEACHER.EMA.ENABLED and cfg.DATASETS.TEST:
+            # With several test sets Detectron2 puts their names in between; the first counts.
+            test_set = f"{cfg.DATASETS.TEST[0]}/" if len(cfg.DATASETS.TEST) > 1 else ""
             result.append(
                 BestTeacherKeeper(
                     self.teacher,
                     os.path.join(cfg.OUTPUT_DIR, "model_best_teacher.pth"),
                     cfg.TEST.EVAL_PERIOD,
-                    "teacher/bbox/AP",
+                    f"teacher/{test_set}bbox/AP",
                 )
             )
         if comm.is_main_process():
@@ -116,9 +124,9 @@ class SoftTeacherTrainer(DefaultTrainer):
         return result
 
     def build_observers(self) -> list:
-        """What watches the pseudo labels; nothing in supervised training."""
+        """What watches the pseudo labels: of the first process, whose log is the one kept."""
         cfg = self.cfg
-        if not cfg.SOFT_TEACHER.ENABLED:
+        if not cfg.SOFT_TEACHER.ENABLED or not comm.is_main_process():
             return []
         observers = []
         truth = unlabeled_ground_truth(cfg)
@@ -134,7 +142,9 @@ class SoftTeacherTrainer(DefaultTrainer):
         if self.cfg.SOFT_TEACHER.EMA.ENABLED:
             models["teacher"] = self.teacher
         start = time.perf_counter()
-        self._last_eval_results = evaluate_models(self.cfg, models)
+        results = evaluate_models(self.cfg, models)
         seconds = time.perf_counter() - start
         self.storage.put_scalar("eval_seconds", seconds, smoothing_hint=False)
-        return self._last_eval_results
+        # TEST.EXPECTED_RESULTS, which Detectron2 compares with this, are the student's.
+        self._last_eval_results = results["student"]
+        return results

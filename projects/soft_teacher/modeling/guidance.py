@@ -12,6 +12,7 @@ so that the boxes to score and the jittered boxes share one pass through the tea
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.structures import Instances
@@ -52,6 +53,12 @@ class PseudoLabelRules:
             "SOFT_TEACHER.JITTER.DISTRIBUTION", jitter.DISTRIBUTION, box_jitter.DISTRIBUTIONS
         )
         check_choice("SOFT_TEACHER.JITTER.VARIANCE", jitter.VARIANCE, box_jitter.VARIANCES)
+        for key in ("RPN_SCORE", "CLS_SCORE"):
+            if labels[key] < labels.MIN_SCORE:
+                raise ValueError(
+                    f"SOFT_TEACHER.PSEUDO_LABELS.{key} is {labels[key]}, below MIN_SCORE "
+                    f"({labels.MIN_SCORE}), under which no detection is looked at; lower that too."
+                )
         if jitter.ENABLED and jitter.NUM < 2:
             raise ValueError(
                 f"SOFT_TEACHER.JITTER.NUM is {jitter.NUM}, but a variance needs at least 2 copies; "
@@ -87,14 +94,14 @@ class Guidance:
     def __init__(
         self,
         labels: list[Instances],
-        matrices: list[Tensor],
+        matrices: list[np.ndarray],
         judge: BoxJudge,
         rules: PseudoLabelRules,
     ):
         """
         Args:
             labels: the teacher's detections on the weak views, all scores included.
-            matrices: N (3, 3), original image -> weak view.
+            matrices: N float64 (3, 3), original image -> weak view.
             judge: the teacher's head over the features that it kept.
             rules: thresholds and jitter settings.
         """
@@ -186,10 +193,9 @@ class GuidanceInView:
         for labels, weak_matrix, view in zip(
             guidance.labels, guidance.matrices, views, strict=True
         ):
-            strong_matrix = view["matrix"]
-            device = labels.scores.device
-            to_strong = view_to_view(weak_matrix, strong_matrix).to(device)
-            self._to_weak.append(view_to_view(strong_matrix, weak_matrix).to(device))
+            strong_matrix, device = view["matrix"], labels.scores.device
+            to_strong = view_to_view(weak_matrix, strong_matrix, device)
+            self._to_weak.append(view_to_view(strong_matrix, weak_matrix, device))
             targets = pseudo_labels.carry_to_view(labels, to_strong, tuple(view["image"].shape[1:]))
             self.targets.append(targets)
             visible.append(pseudo_labels.has_area(targets))
@@ -245,6 +251,5 @@ class GuidanceInView:
 
 
 def _mean(values: list[Tensor]) -> Tensor:
-    """Mean over all images, zero if there is nothing to average."""
-    joined = torch.cat(values)
-    return joined.sum() / max(joined.numel(), 1)
+    """Mean over all images; NaN, which the log leaves out, if there is nothing to average."""
+    return torch.cat(values).mean()

@@ -1,5 +1,8 @@
 """A Faster R-CNN that can be either of Soft Teacher's two models."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN
@@ -8,6 +11,17 @@ from torch import Tensor
 
 from soft_teacher.modeling import pseudo_labels
 from soft_teacher.modeling.guidance import Guidance, PseudoLabelRules
+
+
+@contextmanager
+def _log_prefix(name: str) -> Iterator[None]:
+    """Detectron2's name scope for scalars, left also by an exception: its own stays for good."""
+    scope = get_event_storage().name_scope(name)
+    scope.__enter__()
+    try:
+        yield
+    finally:
+        scope.__exit__(None, None, None)
 
 
 @META_ARCH_REGISTRY.register()
@@ -81,7 +95,7 @@ class SoftTeacherRCNN(GeneralizedRCNN):
         outputs = super().forward(batched_inputs)
         if not self.training or guidance is None:
             return outputs
-        with get_event_storage().name_scope("unsup"):
+        with _log_prefix("unsup"):
             unsup = self._unlabeled_losses(strong, guidance)
         outputs.update({f"{k}_unsup": self.unsup_loss_weight * v for k, v in unsup.items()})
         return outputs

@@ -27,7 +27,8 @@ class SoftTeacherROIMixin:
 
     As a teacher: :meth:`score_and_refine` given boxes. As a student: the losses on unlabeled
     images, :meth:`unlabeled_losses`. A head says how it predicts given boxes in
-    :meth:`_predict_given_boxes`; the rest is common.
+    :meth:`_predict_given_boxes` and which output layers do so in `_box_predictor`; the rest is
+    common.
     """
 
     def _init_soft_teacher(
@@ -281,8 +282,9 @@ class SoftTeacherROIHeads(SoftTeacherROIMixin, StandardROIHeads):
     def _predict_given_boxes(
         self, features: dict[str, Tensor], boxes: list[Tensor]
     ) -> tuple[Tensor, Tensor]:
-        pooled = self.box_pooler(
-            [features[f] for f in self.box_in_features], list(map(Boxes, boxes))
-        )
+        # ROIAlign rounds boxes to the type of the features. In half precision that moves them by
+        # more than the jitter whose effect is to be measured.
+        levels = [features[f].float() for f in self.box_in_features]
+        pooled = self.box_pooler(levels, [Boxes(x) for x in boxes])
         logits, deltas = self.box_predictor(self.box_head(pooled))
         return logits.float(), deltas.float()

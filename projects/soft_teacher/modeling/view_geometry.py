@@ -1,24 +1,27 @@
 """Carrying boxes from one augmented view of an image to another.
 
 Shape shorthand: R boxes; matrices are 3x3, homogeneous, "original image -> view", in pixels.
-Everything here is elementwise, never a matmul, so that autocast cannot lower its precision.
+Those of views are numpy arrays: they stay on the host, where DDP does not move them about, and
+autocast does not touch them. On the device everything is elementwise, for the same reason.
 """
 
+import numpy as np
 import torch
 from torch import Tensor
 
 
-def view_to_view(source: Tensor, target: Tensor) -> Tensor:
+def view_to_view(source: np.ndarray, target: np.ndarray, device: torch.device) -> Tensor:
     """Matrix that carries points of the source view to the target view.
 
     Args:
-        source, target: float (3, 3), original image -> view.
+        source, target: float64 (3, 3), original image -> view.
+        device: of the boxes to carry.
 
     Returns:
-        float32 (3, 3), computed in float64: views of large images lose pixels otherwise.
+        float32 (3, 3).
     """
-    with torch.autocast(source.device.type, enabled=False):
-        return (target.double() @ torch.linalg.inv(source.double())).float()
+    matrix = target @ np.linalg.inv(source)
+    return torch.from_numpy(matrix).to(device, torch.float32)
 
 
 def project_boxes(boxes: Tensor, matrix: Tensor, image_size: tuple[int, int]) -> Tensor:

@@ -5,6 +5,7 @@ Boxes are xyxy in pixels.
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from detectron2.layers import FrozenBatchNorm2d
 from detectron2.structures import Boxes, Instances
@@ -116,7 +117,7 @@ def _draw_view(shape: BatchShape) -> dict:
     size = (shape.height, shape.width)
     return {
         "image": torch.randint(0, 256, (3, *size), dtype=torch.uint8),
-        "matrix": torch.eye(3),
+        "matrix": np.eye(3),
         "height": shape.height,
         "width": shape.width,
     }

@@ -1,0 +1,46 @@
+"""Running statistics of live batch norms: what forward changes before anybody has agreed to it."""
+
+import torch
+import torch.distributed as dist
+from detectron2.utils import comm
+from torch import Tensor, nn
+
+
+class RunningStatistics:
+    """The running means and variances of a model's live batch norms.
+
+    Forward writes them, so a step that is skipped must put them back; and each process writes
+    its own, so they are averaged before the teacher follows. Frozen norms have none of this.
+    """
+
+    def __init__(self, model: nn.Module):
+        norms = [
+            m
+            for m in model.modules()
+            if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats
+        ]
+        self._tensors = [x for norm in norms for x in (norm.running_mean, norm.running_var)]
+        self._before: list[Tensor] = []
+
+    def remember(self) -> None:
+        """Keep the values of now."""
+        self._before = [x.clone() for x in self._tensors]
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Put back what :meth:`remember` kept."""
+        for tensor, before in zip(self._tensors, self._before, strict=True):
+            tensor.copy_(before)
+
+    @torch.no_grad()
+    def average_over_processes(self) -> None:
+        """Give all processes the mean of their statistics (one collective)."""
+        if comm.get_world_size() == 1 or not self._tensors:
+            return
+        flat = torch.cat([x.flatten() for x in self._tensors])
+        dist.all_reduce(flat)
+        flat /= comm.get_world_size()
+        for tensor, mean in zip(
+            self._tensors, flat.split([x.numel() for x in self._tensors]), strict=True
+        ):
+            tensor.copy_(mean.view_as(tensor))
