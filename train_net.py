@@ -9,6 +9,7 @@ Any key of the config can be given at the end of the command line, as KEY VALUE 
 """
 
 import argparse
+import os
 
 import torch
 from detectron2.config import CfgNode
@@ -30,6 +31,9 @@ def setup(args: argparse.Namespace) -> CfgNode:
     if cfg.MODEL.DEVICE == "cuda" and not torch.cuda.is_available():
         logger.warning("There is no CUDA device; MODEL.DEVICE is set to cpu")
         cfg.MODEL.DEVICE = "cpu"
+    if cfg.MODEL.DEVICE == "cpu" and comm.get_world_size() > 1:
+        # Processes on one CPU share its cores; left alone, each would take all of them.
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // comm.get_local_size()))
     cfg.freeze()
     default_setup(cfg, args)
     register_custom_datasets(cfg)

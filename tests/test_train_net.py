@@ -13,6 +13,7 @@ from PIL import Image
 
 import train_net
 from ddp_worker import run_train_net
+from soft_teacher.engine.trainer import refuse_what_would_be_ignored
 from tiny import tiny_config
 
 NUM_LABELED, NUM_UNLABELED, NUM_VAL = 4, 6, 3
@@ -201,3 +202,15 @@ def test_a_config_that_would_run_python_is_refused(tmp_path):
     path.write_text("SEED: !!python/object/apply:os.getpid []\n")
     with pytest.raises(yaml.constructor.ConstructorError):
         run(path, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("TEST.PRECISE_BN.ENABLED", True),
+        ("DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler"),
+    ],
+)
+def test_a_key_that_would_be_ignored_is_an_error(key, value):
+    with pytest.raises(ValueError, match=key):
+        refuse_what_would_be_ignored(tiny_config(**{key: value}))

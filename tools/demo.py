@@ -21,6 +21,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from soft_teacher.analysis.metrics_log import final_ap, read_metrics
 from soft_teacher.analysis.report import (
     ReportedData,
@@ -81,6 +83,13 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--equal-time",
         action="store_true",
         help="also train supervised for as long as Soft Teacher took",
+    )
+    parser.add_argument(
+        "--processes",
+        type=int,
+        default=1 if torch.cuda.is_available() else min(2, os.cpu_count() or 1),
+        help="that train together (default: %(default)s); two use two CPU cores better than the "
+        "threads of one do",
     )
     parser.add_argument("--fresh", action="store_true", help="do everything again")
     parser.add_argument(
@@ -175,6 +184,7 @@ def train(args: argparse.Namespace, seed: int, digest: str) -> dict[str, Trainin
             (*args.overrides, *extra, "SEED", str(seed)),
             args.output / f"seed_{seed}" / name,
             digest,
+            args.processes,
         )
         complete(training, args.fresh)
         return training

@@ -30,9 +30,9 @@ class Precision:
         """Context for teacher and student forward."""
         return torch.autocast(self.device_type, dtype=self.dtype, enabled=self.enabled)
 
-    def scale(self, loss: Tensor) -> Tensor:
-        """The loss to call backward on."""
-        return self.scaler.scale(loss)
+    def backward(self, loss: Tensor) -> None:
+        """Backpropagate the loss, scaled if need be."""
+        self.scaler.scale(loss).backward()
 
     def unscaled_grad_norm(self, optimizer: torch.optim.Optimizer) -> Tensor:
         """Undo the scaling of the gradients and return their norm, 0-d."""

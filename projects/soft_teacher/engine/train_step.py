@@ -100,7 +100,7 @@ class SoftTeacherStep(SimpleTrainer):
             return
 
         self.optimizer.zero_grad()
-        self.precision.scale(total).backward()
+        self.precision.backward(total)
         grad_norm = self.precision.unscaled_grad_norm(self.optimizer)
         if not torch.isfinite(grad_norm):
             self.precision.lower_scale()

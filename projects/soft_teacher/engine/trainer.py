@@ -35,6 +35,7 @@ class SoftTeacherTrainer(DefaultTrainer):
     def __init__(self, cfg: CfgNode):
         # DefaultTrainer's constructor builds a loader and a trainer of its own.
         TrainerBase.__init__(self)
+        refuse_what_would_be_ignored(cfg)
         self.cfg = cfg = scale_to_world_size(cfg, comm.get_world_size())
         student = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, student)
@@ -148,3 +149,17 @@ class SoftTeacherTrainer(DefaultTrainer):
         # TEST.EXPECTED_RESULTS, which Detectron2 compares with this, are the student's.
         self._last_eval_results = results["student"]
         return results
+
+
+def refuse_what_would_be_ignored(cfg: CfgNode) -> None:
+    """Raise a ValueError for keys of Detectron2's trainer that mean nothing to this one."""
+    if cfg.TEST.PRECISE_BN.ENABLED:
+        raise ValueError(
+            "TEST.PRECISE_BN.ENABLED has no meaning here: the teacher's running statistics are "
+            "averages already. Set it to False."
+        )
+    if cfg.DATALOADER.SAMPLER_TRAIN != "TrainingSampler":
+        raise ValueError(
+            f"DATALOADER.SAMPLER_TRAIN is {cfg.DATALOADER.SAMPLER_TRAIN!r}; labeled and unlabeled "
+            "images have samplers of their own, set it to 'TrainingSampler'."
+        )

@@ -50,6 +50,7 @@ class TrainingRun:
         overrides: KEY VALUE pairs beyond OUTPUT_DIR.
         output_dir: OUTPUT_DIR; whatever else lies in it is removed when the training starts anew.
         inputs: a digest of the data. A run on other data is another run.
+        num_processes: --num-gpus; on a CPU, so many processes share it.
     """
 
     script: Path
@@ -57,6 +58,7 @@ class TrainingRun:
     overrides: tuple[str, ...]
     output_dir: Path
     inputs: str
+    num_processes: int = 1
 
     @property
     def metrics_file(self) -> Path:
@@ -113,6 +115,7 @@ class TrainingRun:
             path_from_here(self.script),
             "--config-file",
             path_from_here(self.config_file),
+            *(["--num-gpus", str(self.num_processes)] if self.num_processes > 1 else []),
             *(["--resume"] if resume else []),
             *self.overrides,
             "OUTPUT_DIR",
@@ -201,7 +204,8 @@ class TrainingRun:
         )
 
     def _fingerprint(self) -> str:
-        return hashlib.sha256((self.config().dump() + self.inputs).encode()).hexdigest()
+        facts = (self.config().dump(), self.inputs, str(self.num_processes))
+        return hashlib.sha256("".join(facts).encode()).hexdigest()
 
     def _state(self) -> dict:
         return json.loads((self.output_dir / STATE_FILE).read_text())

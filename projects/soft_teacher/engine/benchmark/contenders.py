@@ -90,23 +90,10 @@ class SoftTeacherContender:
         clock.attach(step.teacher.model, "annotate", "teacher annotate")
         clock.attach(step.model, "forward", "student forward")
         clock.attach(step.optimizer, "zero_grad", "optimizer")
+        clock.attach(step.precision, "backward", "backward")
         clock.attach(step.precision, "unscaled_grad_norm", "optimizer")
         clock.attach(step.precision, "step", "optimizer")
         clock.attach(step.teacher, "update", "ema")
-        # Backward lies between the scaling of the loss and the call that follows it.
-        scale, after_backward = step.precision.scale, step.after_backward
-
-        def scale_and_begin(loss: torch.Tensor) -> torch.Tensor:
-            scaled = scale(loss)
-            clock.begin("backward")
-            return scaled
-
-        def end_and_go_on() -> None:
-            clock.end()
-            after_backward()
-
-        step.precision.scale = scale_and_begin
-        step.after_backward = end_and_go_on
 
 
 class SupervisedContender:
@@ -143,7 +130,7 @@ class SupervisedContender:
         with clock.phase("optimizer"):
             self._optimizer.zero_grad()
         with clock.phase("backward"):
-            self._precision.scale(loss).backward()
+            self._precision.backward(loss)
         with clock.phase("optimizer"):
             self._precision.step(self._optimizer)
 
