@@ -3,6 +3,7 @@
 import numpy as np
 from detectron2.data.detection_utils import convert_image_to_rgb
 from detectron2.utils.visualizer import Visualizer
+from PIL import Image
 from torch import Tensor
 
 from soft_teacher.modeling.guidance import Guidance
@@ -36,6 +37,23 @@ def draw_boxes(
     canvas = Visualizer(image, None)
     canvas.overlay_instances(boxes=boxes.numpy(), labels=labels, assigned_colors=colors)
     return canvas.output.get_image()
+
+
+def enlarge(image: np.ndarray, boxes: Tensor, side: int = 480) -> tuple[np.ndarray, Tensor]:
+    """Enlarge a small picture by a whole factor, or captions would hide it.
+
+    Args:
+        image: uint8 (H, W, 3).
+        boxes: (R, 4), xyxy in pixels of the image.
+        side: about how long the longer side should be.
+
+    Returns:
+        The image and the boxes in it; as they were if the image is large enough.
+    """
+    factor = max(1, round(side / max(image.shape[:2])))
+    size = (factor * image.shape[1], factor * image.shape[0])
+    picture = Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)
+    return np.asarray(picture), factor * boxes
 
 
 def view_to_rgb(view: dict, image_format: str) -> np.ndarray:
@@ -73,14 +91,13 @@ def draw_views(
     if guidance.variance is not None:
         variances = guidance.variance[index].tolist()
         captions = [f"{c} {v:.3f}" for c, v in zip(captions, variances, strict=True)]
-    left = draw_boxes(
-        view_to_rgb(weak[index], image_format), labels.pred_boxes.tensor, captions, colors
-    )
+    weak_image = view_to_rgb(weak[index], image_format)
+    left = draw_boxes(*enlarge(weak_image, labels.pred_boxes.tensor), captions, colors)
     targets = in_view.targets[index].to("cpu")
     visible = has_area(targets).nonzero().squeeze(1).tolist()
+    strong_image = view_to_rgb(strong[index], image_format)
     right = draw_boxes(
-        view_to_rgb(strong[index], image_format),
-        targets.gt_boxes.tensor[visible],
+        *enlarge(strong_image, targets.gt_boxes.tensor[visible]),
         ["rpn" if in_view.teaches_rpn[index][i] else "" for i in visible],
         [colors[i] for i in visible],
     )

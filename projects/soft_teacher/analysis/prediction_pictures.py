@@ -15,7 +15,7 @@ from detectron2.structures import Boxes, BoxMode, pairwise_iou
 from PIL import Image
 from torch import Tensor
 
-from soft_teacher.analysis.drawing import draw_boxes
+from soft_teacher.analysis.drawing import draw_boxes, enlarge
 
 TRUE_COLOR = (0.25, 0.7, 1.0)
 RIGHT_COLOR = (0.2, 0.85, 0.25)
@@ -25,8 +25,6 @@ COLOR_MEANINGS = {
     "right: overlaps an object of its class by at least half": RIGHT_COLOR,
     "wrong": WRONG_COLOR,
 }
-# Small images are enlarged before boxes are drawn, or captions would hide them.
-PICTURE_SIDE = 480
 
 
 @dataclass(frozen=True)
@@ -131,11 +129,10 @@ def _draw_predictions(
 def _draw(
     photo: Image.Image, boxes: list[dict[str, Any]], captions: list[str], colors: list[tuple]
 ) -> bytes:
-    scale = max(1, round(PICTURE_SIDE / max(photo.size)))
-    enlarged = photo.resize((scale * photo.width, scale * photo.height), Image.Resampling.BICUBIC)
+    enlarged, corners = enlarge(np.asarray(photo), _xyxy(boxes))
     # Detectron2's boxes are half transparent; the first layer makes them stand out on photographs.
-    picture = draw_boxes(np.asarray(enlarged), scale * _xyxy(boxes), None, colors)
-    picture = draw_boxes(picture, scale * _xyxy(boxes), captions, colors)
+    picture = draw_boxes(enlarged, corners, None, colors)
+    picture = draw_boxes(picture, corners, captions, colors)
     file = io.BytesIO()
     Image.fromarray(picture).save(file, format="JPEG", quality=88)
     return file.getvalue()
