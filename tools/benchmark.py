@@ -26,6 +26,7 @@ from soft_teacher import load_config
 from soft_teacher.analysis.results import text_table, versions, write_json
 from soft_teacher.engine.benchmark import BatchShape, Measurement, measure
 from soft_teacher.engine.benchmark.comparison import CONTENDERS
+from soft_teacher.engine.training_run import path_from_here
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs/coco/soft_teacher_R_50_FPN_10pct.yaml"
 TITLES = {
@@ -78,7 +79,8 @@ def read_config(args: argparse.Namespace) -> CfgNode:
 def describe_run(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     """Arguments, versions and machine, for the file."""
     on_gpu = device.type == "cuda"
-    arguments = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
+    arguments = {k: v for k, v in vars(args).items() if k != "json"}
+    arguments["config_file"] = path_from_here(args.config_file)
     dtype = ("float16" if on_gpu else "bfloat16") if args.amp else "float32"
     return {
         "arguments": arguments,
