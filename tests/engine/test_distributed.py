@@ -4,7 +4,7 @@ import pytest
 import torch
 from detectron2.engine import launch
 
-from ddp_worker import train
+from ddp_worker import average_statistics, train
 
 
 @pytest.fixture(scope="module")
@@ -30,3 +30,11 @@ def test_models_are_bit_identical_across_processes(results, model):
     assert first.keys() == second.keys()
     assert all(torch.equal(first[k], second[k]) for k in first)
     assert all(torch.isfinite(v).all() for v in first.values())
+
+
+def test_running_statistics_are_averaged_over_processes(tmp_path):
+    launch(average_statistics, 2, dist_url="auto", args=(str(tmp_path),))
+    for rank in range(2):
+        state = torch.load(tmp_path / f"norm_{rank}.pth", weights_only=True)
+        assert state["running_mean"].tolist() == [0.5] * 3
+        assert state["running_var"].tolist() == [3.0] * 3
