@@ -9,7 +9,7 @@ from soft_teacher.data.augmentation import (
 )
 from soft_teacher.data.erase import EraseTransform, RandomErase
 from soft_teacher.data.geometry import AffineTransform
-from soft_teacher.data.randomness import seeded_numpy
+from soft_teacher.data.randomness import join_seeds, seeded_numpy, seeded_sample
 
 RESIZE_AND_FLIP = {"ResizeTransform", "HFlipTransform", "NoOpTransform"}
 IMAGE = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
@@ -146,3 +146,37 @@ def test_the_surrounding_state_is_restored_after_an_error():
     with pytest.raises(KeyError), seeded_numpy(2**32 - 1):
         raise KeyError
     assert np.random.rand() == expected
+
+
+def short_sides(augmentations, seeds):
+    sides = []
+    for seed in seeds:
+        with seeded_sample(seed):
+            aug_input = T.AugInput(IMAGE)
+            T.AugmentationList(augmentations)(aug_input)
+        sides.append(min(aug_input.image.shape[:2]))
+    return sides
+
+
+def test_a_scale_per_step_is_shared_by_the_step_and_differs_between_steps_and_views(cfg):
+    cfg.INPUT.AUG.SCALE_PER_STEP = True
+    one_step = [join_seeds(7, own) for own in range(20)]
+    many_steps = [join_seeds(step, 3) for step in range(20)]
+    sides = {}
+    for name, build in (("weak", weak_augmentations), ("strong", strong_augmentations)):
+        assert len(set(short_sides(build(cfg), one_step))) == 1
+        sides[name] = short_sides(build(cfg), many_steps)
+        assert len(set(sides[name])) > 10
+    assert sides["weak"] != sides["strong"]
+    cfg.INPUT.AUG.SCALE_PER_STEP = False
+    assert len(set(short_sides(weak_augmentations(cfg), one_step))) > 10
+
+
+def test_what_is_not_the_scale_is_still_drawn_for_each_image(cfg):
+    cfg.INPUT.AUG.SCALE_PER_STEP = True
+    seen = set()
+    for own in range(20):
+        with seeded_sample(join_seeds(7, own)):
+            transforms = T.AugmentationList(weak_augmentations(cfg))(T.AugInput(IMAGE))
+        seen.add(type(transforms.transforms[1]).__name__)
+    assert seen == {"HFlipTransform", "NoOpTransform"}

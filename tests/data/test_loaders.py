@@ -136,3 +136,22 @@ def test_an_unreadable_labeled_image_is_named_by_its_file_from_a_worker(cfg, coc
     cfg.DATALOADER.NUM_WORKERS = 1
     with pytest.raises(OSError, match=r"Cannot read the image .*\.png"):
         next(iter(build_labeled_loader(cfg)))
+
+
+@BUILDERS
+def test_with_a_scale_per_step_all_ranks_resize_alike(cfg, build, monkeypatch):
+    cfg.INPUT.AUG.SCALE_PER_STEP = True
+    cfg.INPUT.MAX_SIZE_TRAIN = 1000
+    cfg.SOLVER.IMS_PER_BATCH = cfg.SOLVER.IMS_PER_BATCH_UNLABELED = 4
+    monkeypatch.setattr(loaders.comm, "get_world_size", lambda: 2)
+    ranks = []
+    for rank in range(2):
+        monkeypatch.setattr(loaders.comm, "get_rank", lambda rank=rank: rank)
+        ranks.append(list(islice(build(cfg), 6)))
+    sides = []
+    for step in zip(*ranks, strict=True):
+        views = [views_of(sample) for batch in step for sample in batch]
+        for same_view in zip(*views, strict=True):
+            (side,) = {min(view["image"].shape[1:]) for view in same_view}
+            sides.append(side)
+    assert len(set(sides)) > 3

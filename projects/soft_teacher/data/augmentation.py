@@ -8,11 +8,12 @@ import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import detection_utils
 from detectron2.data import transforms as T
-from fvcore.transforms.transform import TransformList
+from fvcore.transforms.transform import Transform, TransformList
 
 from soft_teacher.data.color import RandomColor
 from soft_teacher.data.erase import RandomErase
 from soft_teacher.data.geometry import RandomGeometry
+from soft_teacher.data.randomness import drawn_for_step
 
 
 class RandomOrder(T.AugmentationList):
@@ -24,6 +25,27 @@ class RandomOrder(T.AugmentationList):
         return TransformList([self.augs[i](aug_input) for i in order])
 
 
+class StepwiseResize(T.Augmentation):
+    """A resize whose scale is drawn once for all images of a training step.
+
+    Images of one scale fill a batch with less padding, and processes wait less for each other.
+
+    Args:
+        resize: draws the scale.
+        view: number of the view; each draws a scale of its own.
+    """
+
+    def __init__(self, resize: T.Augmentation, view: int) -> None:
+        super().__init__()
+        self.resize = resize
+        self.view = view
+
+    def get_transform(self, image: np.ndarray) -> Transform:
+        """Draw the transform for an image, (H, W, C)."""
+        with drawn_for_step(self.view):
+            return self.resize.get_transform(image)
+
+
 def labeled_augmentations(cfg: CfgNode) -> list[T.Augmentation]:
     """Augmentations of the labeled view."""
     return [*weak_augmentations(cfg), *_color(cfg)]
@@ -31,14 +53,20 @@ def labeled_augmentations(cfg: CfgNode) -> list[T.Augmentation]:
 
 def weak_augmentations(cfg: CfgNode) -> list[T.Augmentation]:
     """Augmentations of the weak view, the teacher's."""
-    if cfg.INPUT.CROP.ENABLED:
-        raise ValueError("INPUT.CROP.ENABLED is not supported; set it to False.")
-    return detection_utils.build_augmentation(cfg, is_train=True)
+    return _resize_and_flip(cfg, view=0)
 
 
 def strong_augmentations(cfg: CfgNode) -> list[T.Augmentation]:
     """Augmentations of the strong view, the student's on unlabeled images."""
-    return [*weak_augmentations(cfg), RandomOrder([*_color(cfg), *_geometry(cfg)]), *_erase(cfg)]
+    changes = RandomOrder([*_color(cfg), *_geometry(cfg)])
+    return [*_resize_and_flip(cfg, view=1), changes, *_erase(cfg)]
+
+
+def _resize_and_flip(cfg: CfgNode, view: int) -> list[T.Augmentation]:
+    if cfg.INPUT.CROP.ENABLED:
+        raise ValueError("INPUT.CROP.ENABLED is not supported; set it to False.")
+    resize, *flip = detection_utils.build_augmentation(cfg, is_train=True)
+    return [StepwiseResize(resize, view) if cfg.INPUT.AUG.SCALE_PER_STEP else resize, *flip]
 
 
 def _color(cfg: CfgNode) -> list[T.Augmentation]:

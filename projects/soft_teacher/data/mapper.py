@@ -17,7 +17,7 @@ from soft_teacher.data.augmentation import (
     strong_augmentations,
     weak_augmentations,
 )
-from soft_teacher.data.randomness import seeded_numpy
+from soft_teacher.data.randomness import seeded_sample
 
 
 class LabeledMapper:
@@ -59,7 +59,7 @@ class LabeledMapper:
 
         Args:
             record: dict in Detectron2's dataset format, with `annotations`. Left unchanged.
-            sample_seed: 0 to 2**32 - 1.
+            sample_seed: 0 to 2**64 - 1, see `randomness`.
 
         Returns:
             The view (see `make_view`) and `instances`, in the view's frame, with `gt_boxes`
@@ -67,7 +67,7 @@ class LabeledMapper:
             the view has lost are dropped.
         """
         image, record = read_record_image(record, self._image_format)
-        with seeded_numpy(sample_seed):
+        with seeded_sample(sample_seed):
             view, transforms = make_view(image, record, self._augmentations)
         view["instances"] = self._instances(
             record["annotations"], transforms, tuple(view["image"].shape[1:])
@@ -141,13 +141,13 @@ class TwoViewMapper:
         Args:
             record: dict with `file_name`, `image_id` and, if known, `height` and `width`. Left
                 unchanged; annotations are not looked at.
-            sample_seed: 0 to 2**32 - 1.
+            sample_seed: 0 to 2**64 - 1, see `randomness`.
 
         Returns:
             `{"weak": view, "strong": view}`, see `make_view`; the views' draws are independent.
         """
         image, record = read_record_image(record, self._image_format)
-        with seeded_numpy(sample_seed):
+        with seeded_sample(sample_seed):
             weak, _ = make_view(image, record, self._weak_augmentations)
             strong, _ = make_view(image, record, self._strong_augmentations)
         return {"weak": weak, "strong": strong}

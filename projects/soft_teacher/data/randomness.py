@@ -1,9 +1,48 @@
-"""Augmentations that draw from numpy's global generator, made functions of a seed."""
+"""Augmentations that draw from numpy's global generator, made functions of a seed.
+
+A sample seed has 64 bits. The lower half belongs to the sample alone; the upper half is shared by
+all samples of one training step, on all processes, for what is to be drawn once for all of them.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 import numpy as np
+
+_HALF = 32
+_step_seed: ContextVar[int] = ContextVar("step_seed")
+
+
+def join_seeds(step_seed: int, own_seed: int) -> int:
+    """The sample seed of two seeds of 0 to 2**32 - 1."""
+    return step_seed << _HALF | own_seed
+
+
+@contextmanager
+def seeded_sample(sample_seed: int) -> Iterator[None]:
+    """Let all draws inside the block, also those of `drawn_for_step`, depend on the seed alone.
+
+    Args:
+        sample_seed: 0 to 2**64 - 1, from `join_seeds`.
+    """
+    token = _step_seed.set(sample_seed >> _HALF)
+    try:
+        with seeded_numpy(sample_seed % 2**_HALF):
+            yield
+    finally:
+        _step_seed.reset(token)
+
+
+@contextmanager
+def drawn_for_step(number: int) -> Iterator[None]:
+    """Inside `seeded_sample`: draws that all samples of a training step have in common.
+
+    Args:
+        number: tells apart several such draws of one step, such as those of two views.
+    """
+    with seeded_numpy((_step_seed.get() + number) % 2**_HALF):
+        yield
 
 
 @contextmanager

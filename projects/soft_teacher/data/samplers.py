@@ -6,9 +6,12 @@ from dataclasses import dataclass
 import numpy as np
 from torch.utils.data import Sampler
 
-# Branches of the seed: what is drawn for a pass and for a sample never share random bits.
+from soft_teacher.data.randomness import join_seeds
+
+# Branches of the seed: what is drawn for a pass, a sample and a step never share random bits.
 _PASS_BRANCH = 0
 _SAMPLE_BRANCH = 1
+_STEP_BRANCH = 2
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,8 @@ class SeededBatchSampler(Sampler[list[tuple[int, int]]]):
 
     With groups, batches that lie inside one pass hold one group as far as the numbers allow;
     what is left over fills the batches that straddle two passes and at most one batch inside.
+
+    The upper half of a sample seed is the same for the whole step, on all ranks (see `randomness`).
 
     Every call of `iter` starts at `start_batch`; the sampler itself has no state.
 
@@ -87,20 +92,22 @@ class SeededBatchSampler(Sampler[list[tuple[int, int]]]):
         step = self._start_batch
         while True:
             first = (step * self._world_size + self._rank) * self._batch_size
+            step_seed = self._draw_seed(_STEP_BRANCH, step)
             batch = []
             for position in range(first, first + self._batch_size):
                 pass_index, offset = divmod(position, self._size)
                 if pass_index != known_pass:
                     known_pass, order = pass_index, self._order_of_pass(pass_index)
-                batch.append((int(order[offset]), self._sample_seed(position)))
+                own_seed = self._draw_seed(_SAMPLE_BRANCH, position)
+                batch.append((int(order[offset]), join_seeds(step_seed, own_seed)))
             yield batch
             step += 1
 
     def _seed_sequence(self, branch: int, number: int) -> np.random.SeedSequence:
         return np.random.SeedSequence(self._seed, spawn_key=(self._stream, branch, number))
 
-    def _sample_seed(self, position: int) -> int:
-        return int(self._seed_sequence(_SAMPLE_BRANCH, position).generate_state(1)[0])
+    def _draw_seed(self, branch: int, number: int) -> int:
+        return int(self._seed_sequence(branch, number).generate_state(1)[0])
 
     def _order_of_pass(self, pass_index: int) -> np.ndarray:
         """Permutation of all indices, (size,) int64, for one pass."""
