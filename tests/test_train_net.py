@@ -102,6 +102,10 @@ def checkpoint(output: Path, name: str = "model_final.pth") -> dict:
     return torch.load(output / name, weights_only=True)
 
 
+def metrics(output: Path) -> list[dict]:
+    return [json.loads(x) for x in (output / "metrics.json").read_text().splitlines()]
+
+
 def assert_same(a, b, where: str = "") -> None:
     """Bit equality of nested dicts, lists, tensors and numbers."""
     if isinstance(a, torch.Tensor):
@@ -122,7 +126,7 @@ def test_a_run_evaluates_both_models_and_resumes_exactly(config_file, tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     run(config_file, whole)
 
-    logged = [json.loads(x) for x in (whole / "metrics.json").read_text().splitlines()]
+    logged = metrics(whole)
     for key in ("student/bbox/AP", "teacher/bbox/AP", "pseudo_boxes_cls", "loss_cls_unsup"):
         assert any(key in x for x in logged), key
     assert (whole / "model_best_teacher.pth").is_file()
@@ -143,7 +147,7 @@ def test_two_processes_train_evaluate_and_resume_exactly(config_file, tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     for output in (whole, parts):
         launch(run_train_net, 2, dist_url="auto", args=(str(config_file), str(output), False))
-    logged = [json.loads(x) for x in (whole / "metrics.json").read_text().splitlines()]
+    logged = metrics(whole)
     for key in ("student/bbox/AP", "teacher/bbox/AP", "pseudo_boxes_cls", "images_per_second"):
         assert any(key in x for x in logged), key
     (parts / "last_checkpoint").write_text("model_0000003.pth")
@@ -192,9 +196,28 @@ def test_supervised_training_needs_no_unlabeled_set_and_evaluates_the_student(
         DATASETS__UNLABELED="()",
         SOLVER__MAX_ITER=2,
     )
-    logged = [json.loads(x) for x in (output / "metrics.json").read_text().splitlines()]
+    logged = metrics(output)
     assert any("student/bbox/AP" in x for x in logged)
     assert not any("teacher/bbox/AP" in x or "loss_cls_unsup" in x for x in logged)
+
+
+def test_channels_last_changes_the_layout_of_the_weights_and_losses_by_rounding_only(
+    config_file, tmp_path
+):
+    first, models = {}, {}
+    for channels_last in (False, True):
+        output = tmp_path / str(channels_last)
+        run(config_file, output, SOLVER__MAX_ITER=1, MODEL__CHANNELS_LAST=channels_last)
+        models[channels_last] = checkpoint(output)
+        first[channels_last] = metrics(output)[0]
+    # The RPN's anchors, unlike the proposals, cannot change places by a rounding.
+    for name in ("loss_rpn_cls", "loss_rpn_loc"):
+        assert first[True][name] == pytest.approx(first[False][name], rel=1e-4)
+    weight = "backbone.bottom_up.res3.0.conv1.weight"
+    for channels_last, content in models.items():
+        for part in ("model", "teacher"):
+            layout = content[part][weight].is_contiguous(memory_format=torch.channels_last)
+            assert layout == channels_last
 
 
 def test_a_config_that_would_run_python_is_refused(tmp_path):

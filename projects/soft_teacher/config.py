@@ -27,7 +27,7 @@ def add_soft_teacher_config(cfg: CN) -> None:
     _add_data_keys(cfg)
     _add_augmentation_keys(cfg)
     _add_method_keys(cfg)
-    _add_timm_keys(cfg)
+    _add_model_keys(cfg)
 
 
 def _add_data_keys(cfg: CN) -> None:
@@ -137,7 +137,10 @@ def _add_method_keys(cfg: CN) -> None:
     st.REGRESSION.NORMALIZER = "sampled"
 
 
-def _add_timm_keys(cfg: CN) -> None:
+def _add_model_keys(cfg: CN) -> None:
+    # Lay the models' weights and feature maps out with the channels last: faster where
+    # convolutions are (the same up to rounding).
+    cfg.MODEL.CHANNELS_LAST = False
     # Backbone "build_timm_fpn_backbone": any timm model that offers `features_only`.
     cfg.MODEL.TIMM = CN()
     cfg.MODEL.TIMM.NAME = "resnet50"

@@ -4,6 +4,7 @@ import os
 import time
 import weakref
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer, create_ddp_model, hooks
 from detectron2.engine.train_loop import TrainerBase
@@ -38,6 +39,8 @@ class SoftTeacherTrainer(DefaultTrainer):
         refuse_what_would_be_ignored(cfg)
         self.cfg = cfg = scale_to_world_size(cfg, comm.get_world_size())
         student = self.build_model(cfg)
+        if cfg.MODEL.CHANNELS_LAST:
+            student.to(memory_format=torch.channels_last)
         optimizer = self.build_optimizer(cfg, student)
         on_gpu = next(student.parameters()).is_cuda
         ddp_args = {} if on_gpu else {"device_ids": None}
