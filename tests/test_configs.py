@@ -9,7 +9,7 @@ from detectron2.data import DatasetCatalog
 from detectron2.modeling import build_model
 
 from soft_teacher import add_soft_teacher_config
-from soft_teacher.data.datasets import resolve_dataset_names
+from soft_teacher.data.registry import resolve_dataset_names
 from soft_teacher.engine.schedule import scale_to_world_size
 
 CONFIGS = Path(__file__).parents[1] / "configs"

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from PIL import Image, ImageEnhance, ImageOps
 
 from soft_teacher.data import color
 from soft_teacher.data.color import COLOR_OPERATIONS, RandomColor, color_transform
@@ -29,6 +30,45 @@ def luminance(image):
 
 def assert_close(found, expected):
     assert np.abs(found.astype(float) - expected).max() <= 1.0
+
+
+PILLOW = {
+    "autocontrast": lambda image, level: ImageOps.autocontrast(image),
+    "equalize": lambda image, level: ImageOps.equalize(image),
+    "solarize": lambda image, level: ImageOps.solarize(image, int(25.6 * level)),
+    "posterize": lambda image, level: ImageOps.posterize(image, 4 - int(0.4 * level)),
+    "brightness": lambda image, level: ImageEnhance.Brightness(image).enhance(FACTORS[level - 1]),
+    "contrast": lambda image, level: ImageEnhance.Contrast(image).enhance(FACTORS[level - 1]),
+    "color": lambda image, level: ImageEnhance.Color(image).enhance(FACTORS[level - 1]),
+    "sharpness": lambda image, level: ImageEnhance.Sharpness(image).enhance(FACTORS[level - 1]),
+}
+BY_TABLE = {"autocontrast", "equalize", "solarize", "posterize", "brightness"}
+
+
+def smooth_image(height, width):
+    """Noise on a slope, all values in use."""
+    random = np.random.default_rng(1)
+    slope = np.linspace(0, 255, width)[None, :, None] * [1.0, 0.8, 0.5]
+    image = slope + random.normal(0, 20, (height, width, 3))
+    return image.clip(0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize("name", PILLOW)
+@pytest.mark.parametrize("level", LEVELS)
+def test_operations_are_those_of_pillow_to_one_gray_level(image, name, level):
+    flat = np.full((5, 6, 3), (10, 10, 200), np.uint8)
+    for before in (image, smooth_image(60, 90), smooth_image(1, 1), smooth_image(2, 300), flat):
+        expected = np.asarray(PILLOW[name](Image.fromarray(before), level)).astype(int)
+        difference = np.abs(apply(name, level, before) - expected)
+        assert difference.max() <= (0 if name in BY_TABLE else 1)
+        assert difference.mean() <= 0.5
+
+
+def test_operations_leave_the_image_they_are_given_unchanged(image):
+    before = image.copy()
+    for name in COLOR_OPERATIONS:
+        apply(name, 9, image)
+    assert np.array_equal(image, before)
 
 
 def test_identity_changes_nothing(image):

@@ -11,7 +11,7 @@ from soft_teacher.data import (
     unlabeled_ground_truth,
     unlabeled_records,
 )
-from soft_teacher.data.datasets import load_image_records
+from soft_teacher.data.coco_file import load_image_records
 
 
 def edit(coco, change):
@@ -169,16 +169,3 @@ def test_a_wrong_number_of_classes_is_refused_with_the_right_one(cfg):
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = 80
     with pytest.raises(ValueError, match=r"MODEL\.ROI_HEADS\.NUM_CLASSES .* set it to 2"):
         labeled_records(cfg)
-
-
-def test_image_records_come_sorted_by_id_and_complain_of_what_is_missing(tmp_path):
-    path = tmp_path / "images.json"
-    images = [{"id": i, "file_name": f"{i}.jpg", "height": 2, "width": 3} for i in (5, 1)]
-    path.write_text(json.dumps({"images": images}))
-    first = {"file_name": "root/1.jpg", "height": 2, "width": 3, "image_id": 1}
-    records = load_image_records(str(path), "root")
-    assert records[0] == first and len(records) == 2
-    del images[0]["height"]
-    path.write_text(json.dumps({"images": images}))
-    with pytest.raises(ValueError, match=r"images\.json.*lacks height"):
-        load_image_records(str(path), "root")

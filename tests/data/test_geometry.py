@@ -9,6 +9,7 @@ from soft_teacher.data.geometry import (
     rotation,
     shear,
     translation,
+    warp,
 )
 
 HEIGHT, WIDTH = 120, 160
@@ -71,6 +72,23 @@ def test_shifts_by_whole_pixels_move_pixels_unchanged():
     assert (moved[-3:] == 9).all() and (moved[:, :4] == 9).all()
 
 
+@pytest.mark.parametrize("distance", [1, -1, 7, -19, 20, 30, -31, 45])
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("channels", [(), (1,), (3,)])
+def test_shifts_by_whole_pixels_are_what_a_warp_gives(distance, axis, channels):
+    image = np.random.default_rng(0).integers(0, 256, (20, 30, *channels), dtype=np.uint8)
+    matrix = translation(*((0.0, distance) if axis == 0 else (distance, 0.0)))
+    found = AffineTransform(matrix, 125).apply_image(image)
+    assert np.array_equal(found, warp(image, matrix, (20, 30), 125))
+
+
+def test_a_shift_along_both_axes_is_one_along_each():
+    image = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    moved = AffineTransform(translation(-2, 5), 9).apply_image(image)
+    assert np.array_equal(moved[5:, :-2], image[:-5, 2:])
+    assert (moved[:5] == 9).all() and (moved[:, -2:] == 9).all()
+
+
 def test_a_quarter_turn_about_the_center_is_exact():
     image = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
     turned = AffineTransform(rotation(90, (8, 8)), 0).apply_image(image)
@@ -128,6 +146,13 @@ def draws(count, **ranges):
         kind, magnitude = kind_and_magnitude(augmentation.get_transform(image).matrix)
         found.setdefault(kind, []).append(magnitude)
     return found
+
+
+def test_drawn_shifts_are_by_whole_pixels():
+    found = draws(400, max_translate=0.1, max_rotate=0.0, max_shear=0.0)
+    for kind, length in (("translate_x", WIDTH), ("translate_y", HEIGHT)):
+        pixels = np.array(found[kind]) * length
+        assert np.allclose(pixels, pixels.round()) and len(set(pixels.round())) > 10
 
 
 def test_each_of_four_groups_is_as_likely_and_fills_its_range():

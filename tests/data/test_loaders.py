@@ -1,10 +1,14 @@
+import json
+from collections import Counter
 from itertools import islice
 
 import numpy as np
 import pytest
 import torch
 
+from small_coco import SIZES, coco_content
 from soft_teacher.data import build_labeled_loader, build_unlabeled_loader, loaders
+from soft_teacher.engine.loader_stream import LoaderStream
 
 
 def views_of(sample):
@@ -23,6 +27,13 @@ def fingerprint(batch):
 
 def fingerprints(loader, count):
     return [fingerprint(batch) for batch in islice(loader, count)]
+
+
+def pretend_world(monkeypatch, world_size):
+    """Let loaders believe in several ranks that read the same files; returns how to be one."""
+    monkeypatch.setattr(loaders.comm, "get_world_size", lambda: world_size)
+    monkeypatch.setattr(loaders, "check_same_on_all_ranks", lambda records, which: None)
+    return lambda rank: monkeypatch.setattr(loaders.comm, "get_rank", lambda: rank)
 
 
 BUILDERS = pytest.mark.parametrize("build", [build_labeled_loader, build_unlabeled_loader])
@@ -58,10 +69,10 @@ def test_two_ranks_share_the_batch_and_together_see_every_image_once_a_pass(
     cfg, build, monkeypatch
 ):
     cfg.SOLVER.IMS_PER_BATCH = cfg.SOLVER.IMS_PER_BATCH_UNLABELED = 4
-    monkeypatch.setattr(loaders.comm, "get_world_size", lambda: 2)
+    become = pretend_world(monkeypatch, 2)
     ranks = []
     for rank in range(2):
-        monkeypatch.setattr(loaders.comm, "get_rank", lambda rank=rank: rank)
+        become(rank)
         ranks.append(list(islice(build(cfg), 4)))
     assert all(len(batch) == 2 for batches in ranks for batch in batches)
     files = [
@@ -77,7 +88,7 @@ def test_two_ranks_share_the_batch_and_together_see_every_image_once_a_pass(
 def test_a_batch_that_cannot_be_shared_evenly_is_refused_by_key(cfg, build, monkeypatch):
     cfg.SOLVER.IMS_PER_BATCH = 5
     cfg.SOLVER.IMS_PER_BATCH_UNLABELED = 5
-    monkeypatch.setattr(loaders.comm, "get_world_size", lambda: 2)
+    pretend_world(monkeypatch, 2)
     with pytest.raises(ValueError, match=r"SOLVER\.IMS_PER_BATCH.* is 5"):
         build(cfg)
 
@@ -143,10 +154,10 @@ def test_with_a_scale_per_step_all_ranks_resize_alike(cfg, build, monkeypatch):
     cfg.INPUT.AUG.SCALE_PER_STEP = True
     cfg.INPUT.MAX_SIZE_TRAIN = 1000
     cfg.SOLVER.IMS_PER_BATCH = cfg.SOLVER.IMS_PER_BATCH_UNLABELED = 4
-    monkeypatch.setattr(loaders.comm, "get_world_size", lambda: 2)
+    become = pretend_world(monkeypatch, 2)
     ranks = []
     for rank in range(2):
-        monkeypatch.setattr(loaders.comm, "get_rank", lambda rank=rank: rank)
+        become(rank)
         ranks.append(list(islice(build(cfg), 6)))
     sides = []
     for step in zip(*ranks, strict=True):
@@ -155,3 +166,46 @@ def test_with_a_scale_per_step_all_ranks_resize_alike(cfg, build, monkeypatch):
             (side,) = {min(view["image"].shape[1:]) for view in same_view}
             sides.append(side)
     assert len(set(sides)) > 3
+
+
+@BUILDERS
+@pytest.mark.parametrize("workers", [(0, 2), (2, 0), (3, 1)])
+def test_a_restored_stream_goes_on_pixel_for_pixel_with_any_number_of_workers(cfg, build, workers):
+    whole = fingerprints(build(cfg), 9)
+    before, after = workers
+    cfg.DATALOADER.NUM_WORKERS = before
+    stream = LoaderStream(lambda start: build(cfg, start))
+    assert fingerprints(stream, 4) == whole[:4]
+    state = stream.state_dict()
+    cfg.DATALOADER.NUM_WORKERS = after
+    restored = LoaderStream(lambda start: build(cfg, start))
+    restored.load_state_dict(state)
+    assert fingerprints(restored, 5) == whole[4:]
+
+
+@pytest.mark.parametrize("world_size", range(1, 9))
+@pytest.mark.parametrize("size", [1, 2, 5, 7])
+def test_counts_are_exact_per_rank_and_in_all_for_any_world_and_set(
+    cfg, coco, monkeypatch, world_size, size
+):
+    content = coco_content(SIZES[:size])
+    (coco / "annotations.json").write_text(json.dumps(content))
+    cfg.SOLVER.IMS_PER_BATCH = world_size
+    cfg.SOLVER.IMS_PER_BATCH_UNLABELED = 2 * world_size
+    become = pretend_world(monkeypatch, world_size)
+    seen = {"labeled": [], "unlabeled": []}
+    for rank in range(world_size):
+        become(rank)
+        for name, build, expected in (
+            ("labeled", build_labeled_loader, 1),
+            ("unlabeled", build_unlabeled_loader, 2),
+        ):
+            batches = list(islice(build(cfg), 3))
+            assert [len(batch) for batch in batches] == [expected] * 3
+            seen[name].append([views_of(x)[0]["file_name"] for batch in batches for x in batch])
+    assert sum(map(len, seen["labeled"])) == 3 * world_size
+    # Together the ranks went through the set evenly.
+    for files in seen.values():
+        counts = Counter(x for rank in files for x in rank)
+        assert len(counts) == min(size, sum(map(len, files)))
+        assert max(counts.values()) - min(counts.values()) <= 1

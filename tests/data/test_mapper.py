@@ -3,11 +3,13 @@ import copy
 import numpy as np
 import pytest
 import torch
-from detectron2.data.detection_utils import SizeMismatchError
+from detectron2.data import DatasetMapper
 from detectron2.structures import BoxMode
 from PIL import Image
 
-from soft_teacher.data.mapper import LabeledMapper, TwoViewMapper
+from soft_teacher.data import mapper as mapper_module
+from soft_teacher.data.image_files import ImageError, read_image
+from soft_teacher.data.mapper import ImageMapper, LabeledMapper, TwoViewMapper
 
 WIDTH, HEIGHT = 200, 150
 BOX = [80, 60, 110, 85]
@@ -139,14 +141,11 @@ def test_views_have_the_types_of_the_contract(cfg, record):
 
 
 def test_one_decode_serves_both_views(cfg, record, monkeypatch):
-    from detectron2.data import detection_utils
-
     calls = []
-    original = detection_utils.read_image
     monkeypatch.setattr(
-        detection_utils,
+        mapper_module,
         "read_image",
-        lambda name, format: calls.append(name) or original(name, format),
+        lambda name, *rest: calls.append(name) or read_image(name, *rest),
     )
     TwoViewMapper(cfg)(record, 0)
     assert calls == [record["file_name"]]
@@ -214,7 +213,24 @@ def test_a_truncated_image_is_named_by_its_file(cfg, record, tmp_path):
         LabeledMapper(cfg)(record, 0)
 
 
-def test_a_size_that_differs_from_the_file_is_refused(cfg, record):
+def test_a_size_that_differs_from_the_file_is_refused_where_boxes_depend_on_it(cfg, record):
     record["width"] = WIDTH + 1
-    with pytest.raises(SizeMismatchError, match=r"rectangle\.png"):
-        TwoViewMapper(cfg)(record, 0)
+    with pytest.raises(ImageError, match=r"rectangle\.png has 200 x 150 .* for 201 x 150"):
+        LabeledMapper(cfg)(record, 0)
+    view = TwoViewMapper(cfg)(record, 0)["weak"]
+    assert (view["height"], view["width"]) == (HEIGHT, WIDTH)
+
+
+def test_a_test_image_is_resized_as_detectron2_does_and_keeps_its_size_in_the_record(cfg, record):
+    ours = ImageMapper(cfg)(record)
+    theirs = DatasetMapper(cfg, is_train=False)(record)
+    assert torch.equal(ours["image"], theirs["image"])
+    assert {k: ours[k] for k in ("height", "width", "file_name", "image_id")} == {
+        k: theirs[k] for k in ("height", "width", "file_name", "image_id")
+    }
+
+
+def test_an_unreadable_test_image_is_named_by_its_file(cfg, record, tmp_path):
+    record["file_name"] = str(tmp_path / "broken.png")
+    with pytest.raises(ImageError, match=r"broken\.png"):
+        ImageMapper(cfg)(record)

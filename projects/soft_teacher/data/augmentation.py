@@ -12,6 +12,7 @@ from fvcore.transforms.transform import Transform, TransformList
 
 from soft_teacher.data.color import RandomColor
 from soft_teacher.data.erase import RandomErase
+from soft_teacher.data.fast_transforms import Fast
 from soft_teacher.data.geometry import RandomGeometry
 from soft_teacher.data.randomness import drawn_for_step
 
@@ -65,7 +66,7 @@ def strong_augmentations(cfg: CfgNode) -> list[T.Augmentation]:
 def _resize_and_flip(cfg: CfgNode, view: int) -> list[T.Augmentation]:
     if cfg.INPUT.CROP.ENABLED:
         raise ValueError("INPUT.CROP.ENABLED is not supported; set it to False.")
-    resize, *flip = detection_utils.build_augmentation(cfg, is_train=True)
+    resize, *flip = map(Fast, detection_utils.build_augmentation(cfg, is_train=True))
     return [StepwiseResize(resize, view) if cfg.INPUT.AUG.SCALE_PER_STEP else resize, *flip]
 
 

@@ -1,8 +1,8 @@
-"""Labeled and unlabeled sets: their names, their registration, their records."""
+"""Records of labeled, unlabeled and test sets, each through a door of its own."""
 
-import json
 import logging
 import os
+from collections import defaultdict
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -11,97 +11,55 @@ from detectron2.data.build import (
     filter_images_with_only_crowd_annotations,
     print_instances_class_histogram,
 )
-from detectron2.data.datasets import load_coco_json, register_coco_instances
-from detectron2.data.datasets.builtin_meta import _get_builtin_metadata
-from detectron2.data.detection_utils import check_metadata_consistency
-from detectron2.utils.file_io import PathManager
+
+from soft_teacher.data.coco_file import (
+    CocoSet,
+    Record,
+    load_coco_set,
+    load_image_records,
+    read_coco_content,
+)
+from soft_teacher.data.registry import (
+    annotation_file,
+    image_root,
+    is_custom,
+    register_custom_datasets,
+    resolve_dataset_names,
+)
 
 logger = logging.getLogger(__name__)
 
-# The partially labeled protocol of sec. 4.1, and the 2 % that others report beside it.
-FOLDS = (1, 2, 3, 4, 5)
-PERCENTS = (1, 2, 5, 10)
 
-Record = dict[str, Any]
-
-
-def register_coco_sets(root: str) -> None:
-    """Register the partially labeled splits of COCO and its unlabeled images.
-
-    `coco_semi_{fold}@{percent}` and `coco_semi_{fold}@{percent}_unlabeled` lie in the official
-    layout, annotations in coco/annotations/semi_supervised/ and images in coco/train2017/;
-    `coco_2017_unlabeled` in coco/unlabeled2017/.
-
-    Args:
-        root: the folder that holds coco/.
-    """
-    images = os.path.join(root, "coco/train2017")
-    folder = os.path.join(root, "coco/annotations/semi_supervised")
-    for fold in FOLDS:
-        for percent in PERCENTS:
-            name, stem = f"coco_semi_{fold}@{percent}", f"instances_train2017.{fold}@{percent}"
-            for set_name, file in (
-                (name, f"{stem}.json"),
-                (f"{name}_unlabeled", f"{stem}-unlabeled.json"),
-            ):
-                metadata = _get_builtin_metadata("coco")
-                register_coco_instances(set_name, metadata, os.path.join(folder, file), images)
-    # Its file has no categories, for which Detectron2's own loader asks.
-    json_file = os.path.join(root, "coco/annotations/image_info_unlabeled2017.json")
-    images = os.path.join(root, "coco/unlabeled2017")
-    DatasetCatalog.register("coco_2017_unlabeled", lambda: load_image_records(json_file, images))
-    MetadataCatalog.get("coco_2017_unlabeled").set(
-        json_file=json_file,
-        image_root=images,
-        evaluator_type="coco",
-        **_get_builtin_metadata("coco"),
-    )
-
-
-def register_custom_datasets(cfg: CfgNode) -> None:
-    """Register the sets of DATASETS.CUSTOM; those that are known already are left as they are."""
-    for entry in cfg.DATASETS.CUSTOM:
-        if len(entry) != 3 or not all(isinstance(part, str) for part in entry):
-            raise ValueError(
-                f"DATASETS.CUSTOM has the entry {entry!r}; each must be a list of three strings, "
-                "[name, annotation_json, image_root]."
-            )
-        name, json_file, image_root = entry
-        if name not in DatasetCatalog:
-            register_coco_instances(name, {}, json_file, image_root)
-            continue
-        known = MetadataCatalog.get(name)
-        if (known.get("json_file"), known.get("image_root")) != (json_file, image_root):
-            raise ValueError(
-                f"DATASETS.CUSTOM gives the name {name!r} to {json_file}, but another set has it "
-                "already; choose another name."
-            )
-
-
-def resolve_dataset_names(cfg: CfgNode) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Names of the labeled and of the unlabeled sets, "{fold}" replaced by DATASETS.FOLD."""
-    fold = str(cfg.DATASETS.FOLD)
-    labeled = tuple(name.replace("{fold}", fold) for name in cfg.DATASETS.TRAIN)
-    unlabeled = tuple(name.replace("{fold}", fold) for name in cfg.DATASETS.UNLABELED)
-    return labeled, unlabeled
+def class_names(cfg: CfgNode) -> list[str] | None:
+    """The names of the classes: those of the first set in DATASETS.TRAIN, or None without one."""
+    register_custom_datasets(cfg)
+    names, _ = resolve_dataset_names(cfg)
+    if not names:
+        return None
+    if is_custom(names[0]) and MetadataCatalog.get(names[0]).get("thing_classes") is None:
+        _load_annotated(names[0], None, masks=False)
+    return MetadataCatalog.get(names[0]).get("thing_classes")
 
 
 def labeled_records(cfg: CfgNode) -> list[Record]:
     """Records of all labeled sets, in Detectron2's dataset format.
 
     Images without an object (crowds do not count) are left out unless
-    DATALOADER.FILTER_EMPTY_ANNOTATIONS is False.
+    DATALOADER.FILTER_EMPTY_ANNOTATIONS is False. The classes are those of the first set; other
+    sets may number them differently.
+
+    Raises:
+        ValueError: there is nothing to learn from, an image is missing, or the number of classes
+            is not that of the model.
     """
     register_custom_datasets(cfg)
     names, _ = resolve_dataset_names(cfg)
     if not names:
         raise ValueError("DATASETS.TRAIN is empty; name at least one labeled set.")
-    records = [record for name in names for record in DatasetCatalog.get(name)]
-    if any("annotations" not in record for record in records):
-        raise ValueError(
-            f"The labeled sets {', '.join(names)} in DATASETS.TRAIN hold images that come without "
-            "annotations; name sets that are registered with them."
-        )
+    records, classes = [], None
+    for name in names:
+        records += _labeled_records_of(name, classes, cfg.MODEL.MASK_ON)
+        classes = classes or MetadataCatalog.get(name).thing_classes
     if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
         records = filter_images_with_only_crowd_annotations(records)
     if not records:
@@ -109,21 +67,20 @@ def labeled_records(cfg: CfgNode) -> list[Record]:
             f"The labeled sets {', '.join(names)} in DATASETS.TRAIN hold no image with an object; "
             "check their annotation files."
         )
-    check_metadata_consistency("thing_classes", names)
-    classes = MetadataCatalog.get(names[0]).thing_classes
-    if len(classes) != cfg.MODEL.ROI_HEADS.NUM_CLASSES:
-        raise ValueError(
-            f"MODEL.ROI_HEADS.NUM_CLASSES is {cfg.MODEL.ROI_HEADS.NUM_CLASSES}, but the labeled "
-            f"set {names[0]} has {len(classes)} classes; set it to {len(classes)}."
-        )
+    check_num_classes(cfg, classes, names[0])
+    check_images_exist(records, f"The labeled sets {', '.join(names)}")
     print_instances_class_histogram(records, classes)
+    _warn_of_unseen_classes(records, classes)
     return records
 
 
 def unlabeled_records(cfg: CfgNode) -> list[Record]:
-    """Records of all unlabeled sets: `file_name`, `height`, `width`, `image_id`, nothing else.
+    """Records of all unlabeled sets: `file_name`, `image_id`, and `height` and `width` if known.
 
     Annotations never get here, whether the sets have any or not.
+
+    Raises:
+        ValueError: there is no image.
     """
     register_custom_datasets(cfg)
     _, names = resolve_dataset_names(cfg)
@@ -132,13 +89,19 @@ def unlabeled_records(cfg: CfgNode) -> list[Record]:
             "DATASETS.UNLABELED is empty; name at least one unlabeled set, or set "
             "SOFT_TEACHER.ENABLED to False."
         )
-    records = [record for name in names for record in _image_records(name)]
+    records = [record for name in names for record in image_records(name)]
     if not records:
         raise ValueError(
             f"The unlabeled sets {', '.join(names)} in DATASETS.UNLABELED hold no image; check "
             "their annotation files."
         )
     logger.info("Unlabeled images: %d, from %s", len(records), ", ".join(names))
+    missing = missing_files(records)
+    if missing:
+        logger.warning(
+            "%d of the %d unlabeled images are missing and will be replaced by others (%s)",
+            *(len(missing), len(records), _some(missing)),
+        )
     return records
 
 
@@ -154,80 +117,148 @@ def unlabeled_ground_truth(cfg: CfgNode) -> dict[str, list[dict[str, Any]]]:
         that has no object is present with an empty list.
     """
     register_custom_datasets(cfg)
-    labeled, unlabeled = resolve_dataset_names(cfg)
+    _, unlabeled = resolve_dataset_names(cfg)
     truth = {}
     for name in unlabeled:
-        records = _annotated_records(name)
-        if records:
-            _check_same_classes(labeled[0], name)
+        records = _ground_truth_of(name, cfg)
         truth.update({record["file_name"]: record["annotations"] for record in records})
     return truth
 
 
-def load_image_records(json_file: str, image_root: str) -> list[Record]:
-    """Read the images of a COCO file, sorted by id, and nothing else of it.
-
-    The file needs neither "annotations" nor "categories".
-
-    Returns:
-        Dicts of `file_name` (with `image_root`), `height`, `width` and `image_id`.
-    """
-    images = _read_json(json_file).get("images", [])
-    for image in images:
-        missing = {"id", "file_name", "height", "width"} - image.keys()
-        if missing:
-            raise ValueError(
-                f"{json_file}: the image {image} lacks {', '.join(sorted(missing))}; add what is "
-                "missing."
-            )
-    return [
-        {
-            "file_name": os.path.join(image_root, image["file_name"]),
-            "height": image["height"],
-            "width": image["width"],
-            "image_id": image["id"],
-        }
-        for image in sorted(images, key=lambda image: image["id"])
-    ]
-
-
-def _image_records(name: str) -> list[Record]:
-    """Records of one set without annotations."""
-    if _is_coco_file(name):
-        metadata = MetadataCatalog.get(name)
-        return load_image_records(metadata.json_file, metadata.image_root)
+def image_records(name: str) -> list[Record]:
+    """Records of one set without annotations, see `unlabeled_records`."""
+    json_file = annotation_file(name)
+    if json_file is not None:
+        records, problems = load_image_records(json_file, image_root(name))
+        problems.warn(logger, f"The set {name}")
+        return records
     keys = ("file_name", "height", "width", "image_id")
-    return [{key: record[key] for key in keys} for record in DatasetCatalog.get(name)]
+    return [{k: record[k] for k in keys if k in record} for record in DatasetCatalog.get(name)]
 
 
-def _annotated_records(name: str) -> list[Record]:
-    """Records of one set with annotations; none if the set comes without any."""
-    if not _is_coco_file(name):
-        return [record for record in DatasetCatalog.get(name) if "annotations" in record]
-    metadata = MetadataCatalog.get(name)
-    if not _read_json(metadata.json_file).get("annotations"):
-        return []
-    return load_coco_json(metadata.json_file, metadata.image_root, name)
-
-
-def _is_coco_file(name: str) -> bool:
-    """Whether a registered set is one file in COCO's format, which can be read in parts."""
-    return name in DatasetCatalog and MetadataCatalog.get(name).get("evaluator_type") == "coco"
-
-
-def _check_same_classes(labeled: str, unlabeled: str) -> None:
-    expected = MetadataCatalog.get(labeled).get("thing_classes")
-    found = MetadataCatalog.get(unlabeled).get("thing_classes")
-    if expected is not None and expected != found:
+def check_num_classes(cfg: CfgNode, classes: list[str], name: str) -> None:
+    """Raise a ValueError unless the model has as many classes as a set."""
+    if len(classes) != cfg.MODEL.ROI_HEADS.NUM_CLASSES:
         raise ValueError(
-            f"The unlabeled set {unlabeled} has the classes {found}, the labeled set {labeled} "
-            f"{expected}; measuring pseudo labels needs the same classes in the same order."
+            f"MODEL.ROI_HEADS.NUM_CLASSES is {cfg.MODEL.ROI_HEADS.NUM_CLASSES}, but the set "
+            f"{name} has {len(classes)} classes; set it to {len(classes)}."
         )
 
 
-def _read_json(json_file: str) -> dict[str, Any]:
-    with PathManager.open(json_file) as file:
-        return json.load(file)
+def check_images_exist(records: list[Record], which: str) -> None:
+    """Raise a ValueError that names images which are missing.
+
+    Args:
+        records: of labeled or test images, which nothing can replace.
+        which: name of the set, for the message.
+    """
+    missing = missing_files(records)
+    if missing:
+        raise ValueError(
+            f"{which}: {len(missing)} of {len(records)} images are missing ({_some(missing)}). "
+            "Check image_root in DATASETS.CUSTOM, or DETECTRON2_DATASETS for the built-in sets."
+        )
 
 
-register_coco_sets(os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets")))
+def missing_files(records: list[Record]) -> list[str]:
+    """Names of local image files that are not there; folders are listed, files not touched."""
+    by_folder = defaultdict(list)
+    for record in records:
+        folder, name = os.path.split(record["file_name"])
+        if "://" not in folder:
+            by_folder[folder].append(name)
+    missing = []
+    for folder, names in by_folder.items():
+        present = set(os.listdir(folder or ".")) if os.path.isdir(folder or ".") else set()
+        missing += [os.path.join(folder, name) for name in names if name not in present]
+    return missing
+
+
+def load_test_set(cfg: CfgNode, name: str) -> CocoSet:
+    """Read a set of DATASETS.CUSTOM that is to be evaluated on, and tell Detectron2 about it.
+
+    A file that pycocotools can evaluate with is used as it is. Otherwise (an annotation lacks its
+    area, say, or the classes have another order) Detectron2's evaluator writes a file of its own
+    from the cleaned records.
+
+    Raises:
+        ValueError: the set has no annotations or other classes, or an image is missing.
+    """
+    if annotation_file(name) is None:
+        raise ValueError(
+            f"DATASETS.TEST names {name}, which has no annotations to evaluate with; give it an "
+            "annotation_json in DATASETS.CUSTOM, or set DATASETS.TEST to ()."
+        )
+    coco_set = _load_annotated(name, class_names(cfg), masks=True)
+    check_num_classes(cfg, coco_set.classes, name)
+    check_images_exist(coco_set.records, f"The test set {name}")
+    metadata = MetadataCatalog.get(name)
+    if coco_set.evaluable:
+        metadata.set(
+            json_file=annotation_file(name), thing_dataset_id_to_contiguous_id=coco_set.id_to_class
+        )
+    else:
+        identity = {i: i for i in range(len(coco_set.classes))}
+        metadata.set(thing_dataset_id_to_contiguous_id=identity)
+    return coco_set
+
+
+def _labeled_records_of(name: str, classes: list[str] | None, masks: bool) -> list[Record]:
+    """Records of one labeled set; `classes` are those of the first set, None for the first."""
+    if annotation_file(name) is not None:
+        return _load_annotated(name, classes, masks).records
+    records = DatasetCatalog.get(name)
+    own = MetadataCatalog.get(name).get("thing_classes")
+    if any("annotations" not in record for record in records) or own is None:
+        raise ValueError(
+            f"The labeled set {name} in DATASETS.TRAIN comes without annotations or classes; name "
+            "sets that have an annotation file, or whose function and thing_classes give both."
+        )
+    _check_same_order(name, own, classes)
+    return records
+
+
+def _load_annotated(name: str, classes: list[str] | None, masks: bool) -> CocoSet:
+    """Read an annotated set, report what is wrong with it, and note its classes."""
+    metadata = MetadataCatalog.get(name)
+    if not is_custom(name):
+        own = metadata.get("thing_classes")
+        _check_same_order(name, own, classes)
+        classes = own
+    coco_set = load_coco_set(annotation_file(name), image_root(name), classes, masks)
+    coco_set.problems.warn(logger, f"The set {name}")
+    metadata.set(thing_classes=coco_set.classes)
+    return coco_set
+
+
+def _check_same_order(name: str, own: list[str] | None, classes: list[str] | None) -> None:
+    if classes is not None and own is not None and list(own) != list(classes):
+        raise ValueError(
+            f"The set {name} has the classes {own}, the first labeled set {classes}; sets that are "
+            "not in DATASETS.CUSTOM need the same classes in the same order."
+        )
+
+
+def _ground_truth_of(name: str, cfg: CfgNode) -> list[Record]:
+    """Records of one unlabeled set with annotations; none if the set comes without any."""
+    json_file = annotation_file(name)
+    if json_file is None:
+        return [record for record in DatasetCatalog.get(name) if "annotations" in record]
+    if not read_coco_content(json_file, ("images",), masks=False).get("annotations"):
+        return []
+    return _load_annotated(name, class_names(cfg), masks=False).records
+
+
+def _warn_of_unseen_classes(records: list[Record], classes: list[str]) -> None:
+    seen = {x["category_id"] for r in records for x in r["annotations"] if not x.get("iscrowd", 0)}
+    unseen = [name for i, name in enumerate(classes) if i not in seen]
+    if unseen:
+        logger.warning(
+            "No labeled image shows %s: these classes cannot be learned, and the teacher cannot "
+            "find them in unlabeled images either",
+            ", ".join(unseen),
+        )
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

@@ -21,9 +21,13 @@ class EraseTransform(Transform):
     def apply_image(self, img: np.ndarray) -> np.ndarray:
         """Fill the patches in a copy of the image, (H, W) or (H, W, C)."""
         img = img.copy()
+        self.erase(img)
+        return img
+
+    def erase(self, img: np.ndarray) -> None:
+        """Fill the patches in the image itself, (H, W) or (H, W, C)."""
         for x0, y0, x1, y1 in self.patches:
             img[y0:y1, x0:x1] = self.fill
-        return img
 
     def apply_coords(self, coords: np.ndarray) -> np.ndarray:
         """Nothing moves."""

@@ -1,6 +1,7 @@
 """Data loaders of labeled images and of pairs of views of unlabeled images."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -11,9 +12,13 @@ from detectron2.data.common import DatasetFromList
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
+from soft_teacher.data.agreement import check_same_on_all_ranks
 from soft_teacher.data.datasets import labeled_records, unlabeled_records
 from soft_teacher.data.mapper import LabeledMapper, TwoViewMapper
+from soft_teacher.data.memory import keep_freed_memory
 from soft_teacher.data.samplers import SeededBatchSampler
+from soft_teacher.data.set_aside import ReplacingDataset, SetAsideRecorder
+from soft_teacher.data.worker_signals import outlive_stop_signals
 
 _LABELED_STREAM = 0
 _UNLABELED_STREAM = 1
@@ -45,7 +50,8 @@ class SeededMapDataset(Dataset):
 def build_labeled_loader(cfg: CfgNode, start_batch: int = 0) -> DataLoader:
     """Endless loader of this rank's share of `SOLVER.IMS_PER_BATCH` labeled images.
 
-    With a negative SEED this is a collective call: all ranks agree on a random seed.
+    This is a collective call: all ranks compare what they have read, and agree on a random seed if
+    SEED is negative.
 
     Args:
         cfg: the config.
@@ -54,20 +60,24 @@ def build_labeled_loader(cfg: CfgNode, start_batch: int = 0) -> DataLoader:
     Returns:
         Loader of lists of views with `instances`, see `LabeledMapper`.
     """
+    batch_size = _images_per_rank(cfg.SOLVER.IMS_PER_BATCH, "SOLVER.IMS_PER_BATCH")
+    records = labeled_records(cfg)
+    check_same_on_all_ranks(records, "labeled sets")
     return _build_loader(
         cfg,
-        labeled_records(cfg),
-        LabeledMapper(cfg),
-        batch_size=_images_per_rank(cfg.SOLVER.IMS_PER_BATCH, "SOLVER.IMS_PER_BATCH"),
+        SeededMapDataset(records, LabeledMapper(cfg)),
+        orientations(records),
+        batch_size=batch_size,
         stream=_LABELED_STREAM,
         start_batch=start_batch,
     )
 
 
-def build_unlabeled_loader(cfg: CfgNode, start_batch: int = 0) -> DataLoader:
+def build_unlabeled_loader(cfg: CfgNode, start_batch: int = 0) -> SetAsideRecorder:
     """Endless loader of this rank's share of `SOLVER.IMS_PER_BATCH_UNLABELED` unlabeled images.
 
-    With a negative SEED this is a collective call: all ranks agree on a random seed.
+    Unreadable images are replaced, and listed in OUTPUT_DIR, see `set_aside`. This is a collective
+    call, see `build_labeled_loader`.
 
     Args:
         cfg: the config.
@@ -77,20 +87,25 @@ def build_unlabeled_loader(cfg: CfgNode, start_batch: int = 0) -> DataLoader:
         Loader of lists of `{"weak": view, "strong": view}`, see `TwoViewMapper`.
     """
     key = "SOLVER.IMS_PER_BATCH_UNLABELED"
-    return _build_loader(
+    batch_size = _images_per_rank(cfg.SOLVER.IMS_PER_BATCH_UNLABELED, key)
+    records = unlabeled_records(cfg)
+    check_same_on_all_ranks(records, "unlabeled sets")
+    loader = _build_loader(
         cfg,
-        unlabeled_records(cfg),
-        TwoViewMapper(cfg),
-        batch_size=_images_per_rank(cfg.SOLVER.IMS_PER_BATCH_UNLABELED, key),
+        ReplacingDataset(SeededMapDataset(records, TwoViewMapper(cfg))),
+        orientations(records),
+        batch_size=batch_size,
         stream=_UNLABELED_STREAM,
         start_batch=start_batch,
     )
+    list_file = Path(cfg.OUTPUT_DIR) / f"unreadable_images_rank{comm.get_rank()}.txt"
+    return SetAsideRecorder(loader, list_file)
 
 
 def _build_loader(
     cfg: CfgNode,
-    records: list[dict[str, Any]],
-    mapper: Callable[[dict[str, Any], int], dict[str, Any]],
+    dataset: Dataset,
+    groups: list[int],
     *,
     batch_size: int,
     stream: int,
@@ -98,18 +113,18 @@ def _build_loader(
 ) -> DataLoader:
     seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
     sampler = SeededBatchSampler(
-        len(records),
+        len(dataset),
         batch_size,
         seed=seed,
         stream=stream,
         rank=comm.get_rank(),
         world_size=comm.get_world_size(),
-        groups=_orientations(records) if cfg.DATALOADER.ASPECT_RATIO_GROUPING else None,
+        groups=groups if cfg.DATALOADER.ASPECT_RATIO_GROUPING else None,
         start_batch=start_batch,
     )
     num_workers = cfg.DATALOADER.NUM_WORKERS
     return DataLoader(
-        SeededMapDataset(records, mapper),
+        dataset,
         batch_sampler=sampler,
         num_workers=num_workers,
         collate_fn=trivial_batch_collator,
@@ -130,11 +145,13 @@ def _images_per_rank(total: int, key: str) -> int:
     return total // world_size
 
 
-def _orientations(records: list[dict[str, Any]]) -> list[int]:
-    """0 for images at least as wide as high, 1 for the others."""
-    return [int(record["width"] < record["height"]) for record in records]
+def orientations(records: list[dict[str, Any]]) -> list[int]:
+    """0 for images at least as wide as high, and those of unknown size, 1 for the others."""
+    return [int(record.get("width", 0) < record.get("height", 0)) for record in records]
 
 
 def _use_one_thread(worker_id: int) -> None:
     # Workers are the parallelism. Torch limits itself in workers, OpenCV does not.
     cv2.setNumThreads(0)
+    keep_freed_memory()
+    outlive_stop_signals()

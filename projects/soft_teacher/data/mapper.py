@@ -4,20 +4,21 @@ import copy
 from typing import Any
 
 import numpy as np
-import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.data import detection_utils
 from detectron2.data import transforms as T
 from detectron2.structures import BoxMode, Instances
 from fvcore.transforms.transform import TransformList
-from PIL import Image
 
 from soft_teacher.data.augmentation import (
     labeled_augmentations,
     strong_augmentations,
     weak_augmentations,
 )
+from soft_teacher.data.geometry import matrix_of
+from soft_teacher.data.image_files import ImageError, read_image
 from soft_teacher.data.randomness import seeded_sample
+from soft_teacher.data.rendering import ShapeInput, channels_first, render
 
 
 class LabeledMapper:
@@ -65,8 +66,11 @@ class LabeledMapper:
             The view (see `make_view`) and `instances`, in the view's frame, with `gt_boxes`
             (xyxy float32), `gt_classes` and, if wanted, `gt_masks`; crowds and objects that
             the view has lost are dropped.
+
+        Raises:
+            ImageError: the file cannot be read or has another size than the record states.
         """
-        image, record = read_record_image(record, self._image_format)
+        image = read_labeled_image(record, self._image_format)
         with seeded_sample(sample_seed):
             view, transforms = make_view(image, record, self._augmentations)
         view["instances"] = self._instances(
@@ -145,34 +149,74 @@ class TwoViewMapper:
 
         Returns:
             `{"weak": view, "strong": view}`, see `make_view`; the views' draws are independent.
+
+        Raises:
+            ImageError: the file cannot be read.
         """
-        image, record = read_record_image(record, self._image_format)
+        # A size that the record states wrongly does no harm here.
+        image = read_image(record["file_name"], self._image_format)
         with seeded_sample(sample_seed):
             weak, _ = make_view(image, record, self._weak_augmentations)
             strong, _ = make_view(image, record, self._strong_augmentations)
         return {"weak": weak, "strong": strong}
 
 
-def read_record_image(
-    record: dict[str, Any], image_format: str
-) -> tuple[np.ndarray, dict[str, Any]]:
-    """Decode a record's image, turned upright by its EXIF tag.
+class ImageMapper:
+    """Maps a record to an image as the models see it in evaluation.
+
+    Args:
+        augmentations: the resize to the size of the test.
+        image_format: channel order, as in `detection_utils.read_image`.
+    """
+
+    @configurable
+    def __init__(self, *, augmentations: list[T.Augmentation], image_format: str) -> None:
+        self._augmentations = T.AugmentationList(augmentations)
+        self._image_format = image_format
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """Arguments of the constructor, read from the config."""
+        return {
+            "augmentations": detection_utils.build_augmentation(cfg, is_train=False),
+            "image_format": cfg.INPUT.FORMAT,
+        }
+
+    def __call__(self, record: dict[str, Any]) -> dict[str, Any]:
+        """Read and resize one image.
+
+        Args:
+            record: dict in Detectron2's dataset format.
+
+        Returns:
+            The view, see `make_view`; detections are wanted in the original's frame, whose size
+            are `height` and `width`.
+
+        Raises:
+            ImageError: the file cannot be read or has another size than the record states.
+        """
+        image = read_labeled_image(record, self._image_format)
+        return make_view(image, record, self._augmentations)[0]
+
+
+def read_labeled_image(record: dict[str, Any], image_format: str) -> np.ndarray:
+    """Decode the image of a record whose boxes are in the frame of the stated size.
 
     Returns:
-        The image, (H, W, C) uint8, and a shallow copy of the record with `height` and `width`.
+        (H, W, C) uint8 of the stated size, if one is stated.
 
     Raises:
-        OSError: the file is missing, broken or no image; the message names it.
-        SizeMismatchError: the record states another size than the file has.
+        ImageError: the file is missing, broken, no image or of another size; the message names it.
     """
-    record = dict(record)
-    try:
-        image = detection_utils.read_image(record["file_name"], format=image_format)
-    # Pillow reports damaged files by any of these, depending on the format.
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise OSError(f"Cannot read the image {record['file_name']}: {error}") from error
-    detection_utils.check_image_size(record, image)
-    return image, record
+    stated = (record["height"], record["width"]) if "height" in record else None
+    image = read_image(record["file_name"], image_format, stated)
+    if stated not in (None, image.shape[:2]):
+        raise ImageError(
+            f"The image {record['file_name']} has {image.shape[1]} x {image.shape[0]} pixels, but "
+            f"its annotations are for {stated[1]} x {stated[0]}; correct width and height there, "
+            "and the boxes if they were drawn on a resized image."
+        )
+    return image
 
 
 def make_view(
@@ -182,7 +226,7 @@ def make_view(
 
     Args:
         image: (H, W, C) uint8, the original. Left unchanged.
-        record: gives `height` and `width` (of the original), `file_name` and `image_id`.
+        record: gives `file_name` and `image_id`.
         augmentations: draw from numpy's global generator.
 
     Returns:
@@ -190,22 +234,13 @@ def make_view(
         original to this view's pixels), `height`, `width`, `file_name` and `image_id`; and the
         transforms that were applied.
     """
-    aug_input = T.AugInput(image)
-    transforms = augmentations(aug_input)
+    transforms = augmentations(ShapeInput(image.shape))
     view = {
-        "image": torch.from_numpy(aug_input.image.transpose(2, 0, 1).copy()),
+        "image": channels_first(render(image, transforms)),
         "matrix": matrix_of(transforms),
-        "height": record["height"],
-        "width": record["width"],
+        "height": image.shape[0],
+        "width": image.shape[1],
         "file_name": record["file_name"],
         "image_id": record["image_id"],
     }
     return view, transforms
-
-
-def matrix_of(transforms: TransformList) -> np.ndarray:
-    """The 3x3 float64 matrix of affine transforms, read off what they do to three points."""
-    origin, x_unit, y_unit = transforms.apply_coords(np.array([[0.0, 0], [1, 0], [0, 1]]))
-    matrix = np.eye(3)
-    matrix[:2] = np.stack([x_unit - origin, y_unit - origin, origin], axis=1)
-    return matrix

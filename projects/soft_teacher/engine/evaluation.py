@@ -4,15 +4,29 @@ import logging
 import os
 
 from detectron2.config import CfgNode
+from detectron2.data import build_detection_test_loader
 from detectron2.engine import DefaultTrainer
 from detectron2.evaluation import COCOEvaluator
 from detectron2.modeling import build_model
 from torch import nn
+from torch.utils.data import DataLoader
 
+from soft_teacher.data import ImageMapper
+from soft_teacher.data.worker_signals import outlive_stop_signals
 from soft_teacher.engine.checkpointing import SoftTeacherCheckpointer
 from soft_teacher.engine.random_state import untouched_random_state
 
 logger = logging.getLogger(__name__)
+
+
+class _Tester(DefaultTrainer):
+    """Detectron2's evaluation, with images read as in training."""
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> DataLoader:
+        loader = build_detection_test_loader(cfg, dataset_name, mapper=ImageMapper(cfg))
+        loader.worker_init_fn = outlive_stop_signals
+        return loader
 
 
 def evaluate_models(cfg: CfgNode, models: dict[str, nn.Module]) -> dict[str, dict]:
@@ -30,13 +44,15 @@ def evaluate_models(cfg: CfgNode, models: dict[str, nn.Module]) -> dict[str, dic
     for name, model in models.items():
         logger.info(f"Evaluating the {name}")
         folder = os.path.join(cfg.OUTPUT_DIR, "inference", name)
+        # What Detectron2 converts from records is written anew: an older file may be of other data.
         evaluators = [
-            COCOEvaluator(d, output_dir=os.path.join(folder, d)) for d in cfg.DATASETS.TEST
+            COCOEvaluator(d, output_dir=os.path.join(folder, d), allow_cached_coco=False)
+            for d in cfg.DATASETS.TEST
         ]
         # Test loaders draw a seed from torch's generator. Training must go on as it would have
         # without the evaluation, also after a resume from a checkpoint saved just before it.
         with untouched_random_state():
-            results[name] = DefaultTrainer.test(cfg, model, evaluators)
+            results[name] = _Tester.test(cfg, model, evaluators)
     return results
 
 
@@ -52,10 +68,8 @@ def load_models(cfg: CfgNode, last_checkpoint: bool = False) -> dict[str, nn.Mod
     """
     model, teacher = build_model(cfg), build_model(cfg)
     checkpointer = SoftTeacherCheckpointer(model, cfg.OUTPUT_DIR)
-    path = cfg.MODEL.WEIGHTS
-    if last_checkpoint and checkpointer.has_checkpoint():
-        path = checkpointer.get_checkpoint_file()
-    rest = checkpointer.load(path)
+    checkpoint = checkpointer.find_complete() if last_checkpoint else None
+    rest = checkpointer.load(checkpoint or cfg.MODEL.WEIGHTS)
     if "teacher" not in rest:
         return {"model": model}
     teacher.load_state_dict(rest["teacher"])

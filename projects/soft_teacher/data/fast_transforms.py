@@ -1,0 +1,80 @@
+"""Detectron2's resize and horizontal flip, done by faster libraries than Pillow and numpy.
+
+Draws, sizes and coordinates are Detectron2's own; only the arithmetic on pixels is another.
+"""
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from detectron2.data import transforms as T
+from fvcore.transforms.transform import HFlipTransform, Transform
+from PIL import Image
+
+
+class FastResize(T.ResizeTransform):
+    """Bilinear resize of images, several times as fast as by Pillow and the same to 2 gray levels.
+
+    OpenCV enlarges. Torch shrinks, by a filter that grows with the scale, as Pillow's does and
+    OpenCV's does not: the image would look coarser in training than in Detectron2's inference.
+    """
+
+    @property
+    def shrinks(self) -> bool:
+        """Whether a side gets shorter."""
+        return self.new_h < self.h or self.new_w < self.w
+
+    def apply_image(self, img: np.ndarray, interp: int | None = None) -> np.ndarray:
+        """Resize an image, (H, W) or (H, W, C).
+
+        Args:
+            img: the image.
+            interp: another of Pillow's interpolations, for masks.
+        """
+        bilinear = (self.interp if interp is None else interp) == Image.BILINEAR
+        if not bilinear or img.dtype != np.uint8 or img.ndim != 3:
+            return super().apply_image(img, interp)
+        if self.shrinks:
+            return self._shrink(img)
+        resized = cv2.resize(img, (self.new_w, self.new_h), interpolation=cv2.INTER_LINEAR)
+        # OpenCV drops a channel axis of length 1.
+        return resized.reshape(self.new_h, self.new_w, img.shape[2])
+
+    def _shrink(self, img: np.ndarray) -> np.ndarray:
+        pixels = torch.from_numpy(np.ascontiguousarray(img)).permute(2, 0, 1)[None]
+        size = (self.new_h, self.new_w)
+        shrunk = F.interpolate(pixels, size, mode="bilinear", antialias=True)[0].numpy()
+        return cv2.merge(list(shrunk)).reshape(*size, img.shape[2])
+
+
+class FastFlip(HFlipTransform):
+    """Horizontal flip that gives an image in plain memory order.
+
+    A numpy view with a negative stride would cost each operation after it a slow copy.
+    """
+
+    def apply_image(self, img: np.ndarray) -> np.ndarray:
+        """Flip an image, (H, W) or (H, W, C)."""
+        return cv2.flip(img, 1).reshape(img.shape)
+
+
+class Fast(T.Augmentation):
+    """An augmentation whose resizes and horizontal flips are the fast ones.
+
+    Args:
+        augmentation: draws the transforms.
+    """
+
+    def __init__(self, augmentation: T.Augmentation) -> None:
+        super().__init__()
+        self.augmentation = augmentation
+
+    def get_transform(self, image: np.ndarray) -> Transform:
+        """Draw the transform for an image, (H, W, C)."""
+        drawn = self.augmentation.get_transform(image)
+        # Subclasses may do something else, so they stay as they are.
+        if type(drawn) is T.ResizeTransform:
+            return FastResize(drawn.h, drawn.w, drawn.new_h, drawn.new_w, drawn.interp)
+        if type(drawn) is HFlipTransform:
+            return FastFlip(drawn.width)
+        return drawn

@@ -1,0 +1,127 @@
+import cv2
+import numpy as np
+import pytest
+import torch
+from detectron2.data import transforms as T
+from fvcore.transforms.transform import NoOpTransform, TransformList, VFlipTransform
+
+from soft_teacher.data.augmentation import labeled_augmentations, strong_augmentations
+from soft_teacher.data.erase import EraseTransform
+from soft_teacher.data.fast_transforms import FastFlip, FastResize
+from soft_teacher.data.geometry import AffineTransform, rotation, shear, translation
+from soft_teacher.data.randomness import seeded_sample
+from soft_teacher.data.rendering import ShapeInput, channels_first, render
+
+HEIGHT, WIDTH = 60, 80
+LARGER, SMALLER = (90, 120), (45, 60)
+
+
+def smooth_image():
+    """Without hard edges, so that interpolating twice costs little."""
+    noise = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+    return cv2.normalize(cv2.GaussianBlur(noise, (0, 0), 4), None, 0, 255, cv2.NORM_MINMAX)
+
+
+def step_by_step(image, transforms):
+    for step in transforms.transforms:
+        image = step.apply_image(image)
+    return image
+
+
+def inner(image):
+    """Away from the sides, where what comes from outside begins."""
+    return image[5:-5, 5:-5].astype(int)
+
+
+@pytest.mark.parametrize("size", [LARGER, SMALLER])
+@pytest.mark.parametrize("matrix", [translation(3, 0), translation(0, -8)])
+def test_shifts_after_resize_and_flip_are_the_steps_one_after_the_other(size, matrix):
+    image = smooth_image()
+    resize, flip = FastResize(HEIGHT, WIDTH, *size), FastFlip(size[1])
+    transforms = TransformList([resize, flip, AffineTransform(matrix, 125)])
+    found, expected = render(image, transforms), step_by_step(image, transforms)
+    assert found.shape == (*size, 3)
+    assert np.abs(found.astype(int) - expected).max() <= 1
+
+
+@pytest.mark.parametrize("matrix", [rotation(20, (60, 45)), shear(15, -10)])
+@pytest.mark.parametrize("flip", [FastFlip(LARGER[1]), NoOpTransform()])
+def test_turns_and_shears_of_an_enlarged_image_are_the_steps_but_for_their_blur(matrix, flip):
+    image = smooth_image()
+    resize = FastResize(HEIGHT, WIDTH, *LARGER)
+    transforms = TransformList([resize, flip, AffineTransform(matrix, 125)])
+    found, expected = render(image, transforms), step_by_step(image, transforms)
+    assert found.shape == expected.shape
+    inside = (matrix_mask(matrix) > 0)[5:-5, 5:-5]
+    assert np.abs(inner(found) - inner(expected))[inside].max() <= 6
+    assert np.abs(inner(found) - inner(expected))[inside].mean() < 1
+
+
+def matrix_mask(matrix):
+    """Where the moved image surely is."""
+    frame = np.zeros(LARGER, np.uint8)
+    frame[6:-6, 6:-6] = 255
+    return cv2.erode(AffineTransform(matrix, 0).apply_image(frame), np.ones((5, 5)))
+
+
+def test_a_turned_image_that_shrank_is_filtered_before_it_is_turned():
+    image = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+    turn = AffineTransform(rotation(20, (30, 22)), 125)
+    transforms = TransformList([FastResize(HEIGHT, WIDTH, *SMALLER), turn])
+    assert np.array_equal(render(image, transforms), step_by_step(image, transforms))
+
+
+def test_other_steps_keep_their_place():
+    image = smooth_image()
+    brighten = T.ColorTransform(lambda pixels: cv2.add(pixels, (90, 90, 90, 0)))
+    turn = AffineTransform(rotation(20, (40, 30)), 0)
+    erase = EraseTransform(np.array([[30, 20, 40, 30]]), 7)
+    for order in ([brighten, turn, erase], [turn, brighten, erase], [erase, turn, brighten]):
+        transforms = TransformList(order)
+        assert np.array_equal(render(image, transforms), step_by_step(image, transforms))
+
+
+def test_erasing_alone_leaves_the_image_it_is_given_unchanged():
+    image = smooth_image()
+    before = image.copy()
+    found = render(image, TransformList([EraseTransform(np.array([[3, 2, 9, 8]]), 7)]))
+    assert (found[2:8, 3:9] == 7).all() and np.array_equal(image, before)
+
+
+def test_the_shape_that_draws_see_is_that_of_the_image_and_no_pixel_is_needed(cfg):
+    image = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+    for augmentations in (labeled_augmentations(cfg), strong_augmentations(cfg)):
+        for seed in range(20):
+            with seeded_sample(seed):
+                pixels = T.AugInput(image)
+                expected = T.AugmentationList(augmentations)(pixels)
+            with seeded_sample(seed):
+                shape = ShapeInput(image.shape)
+                found = T.AugmentationList(augmentations)(shape)
+            assert shape.image.shape == pixels.image.shape
+            names = [[type(step) for step in drawn.transforms] for drawn in (found, expected)]
+            assert names[0] == names[1]
+            points = np.array([[0.0, 0.0], [10.0, 3.0], [4.0, 50.0]])
+            assert np.array_equal(
+                found.apply_coords(points.copy()), expected.apply_coords(points.copy())
+            )
+            assert render(image, found).shape == pixels.image.shape
+
+
+def test_a_view_of_the_image_in_reversed_channels_is_rendered_as_its_copy_and_kept():
+    rgb = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+    before = rgb.copy()
+    transforms = TransformList([FastResize(HEIGHT, WIDTH, *LARGER), FastFlip(LARGER[1])])
+    found = render(rgb[:, :, ::-1], transforms)
+    assert np.array_equal(found, render(np.ascontiguousarray(rgb[:, :, ::-1]), transforms))
+    assert np.array_equal(rgb, before)
+
+
+@pytest.mark.parametrize("shape", [(5, 6, 3), (5, 6, 1), (1, 1, 3), (1, 9, 3), (9, 1, 1)])
+def test_the_tensor_holds_the_image_channels_first(shape):
+    image = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    flipped = VFlipTransform(shape[0]).apply_image(image)
+    for pixels in (image, flipped):
+        found = channels_first(pixels)
+        assert found.is_contiguous() and found.dtype == torch.uint8
+        assert np.array_equal(found.numpy(), pixels.transpose(2, 0, 1))
