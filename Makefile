@@ -9,6 +9,7 @@ VENV ?= .venv
 DETECTRON2 ?= pypi
 ARGS ?=
 SEEDS ?= 0 1 2
+KILLS ?= 50
 
 UPSTREAM := git+https://github.com/facebookresearch/detectron2.git
 comma := ,
@@ -35,7 +36,7 @@ PIP := "$(VENV)/bin/python" -m pip --disable-pip-version-check --quiet
 PIP_FOR_310 := --only-binary=:all: --python-version 3.10 --implementation cp --abi none --platform any
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-seeds test lint clean check-python
+.PHONY: help setup demo demo-seeds test test-kill lint clean check-python
 
 help: ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 20
@@ -51,6 +52,9 @@ demo-seeds: $(READY) ## the demo with several seeds, also against supervised tra
 
 test: $(READY) ## run the tests
 	@$(RUN) -m pytest $(ARGS)
+
+test-kill: $(READY) ## kill trainings at $(KILLS) moments and see that nothing is lost
+	@$(RUN) -m pytest tests/test_interruptions.py -k killed --kills $(KILLS) $(ARGS)
 
 lint: $(READY) ## check style and format
 	@$(RUN) -m ruff check .

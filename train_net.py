@@ -5,7 +5,9 @@
     python train_net.py --config-file FILE --resume
     python train_net.py --config-file FILE --eval-only MODEL.WEIGHTS CHECKPOINT
 
-Any key of the config can be given at the end of the command line, as KEY VALUE pairs.
+Any key of the config can be given at the end of the command line, as KEY VALUE pairs. SIGINT
+(Ctrl-C), SIGTERM and SIGUSR2 stop training after the iteration that is under way, with a
+checkpoint; the exit status is 128 plus the signal's number then, and --resume goes on.
 """
 
 import argparse
@@ -13,14 +15,19 @@ import os
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.engine import default_argument_parser, default_setup, launch
+from detectron2.engine import default_argument_parser, default_setup
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from soft_teacher import load_config
-from soft_teacher.data import register_custom_datasets
-from soft_teacher.engine import SoftTeacherTrainer, evaluate_models, load_models
+from soft_teacher.data import check_test_sets, warn_of_shared_images
+from soft_teacher.engine import (
+    SoftTeacherTrainer,
+    evaluate_models,
+    launch_training,
+    load_models,
+)
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
@@ -36,7 +43,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // comm.get_local_size()))
     cfg.freeze()
     default_setup(cfg, args)
-    register_custom_datasets(cfg)
+    check_test_sets(cfg)
     return cfg
 
 
@@ -54,6 +61,7 @@ def main(args: argparse.Namespace) -> dict | None:
     cfg = setup(args)
     if args.eval_only:
         return evaluate(cfg, args.resume)
+    warn_of_shared_images(cfg)
     trainer = SoftTeacherTrainer(cfg)
     trainer.resume_or_load(resume=args.resume)
     return trainer.train()
@@ -61,11 +69,4 @@ def main(args: argparse.Namespace) -> dict | None:
 
 if __name__ == "__main__":
     args = default_argument_parser().parse_args()
-    launch(
-        main,
-        args.num_gpus,
-        num_machines=args.num_machines,
-        machine_rank=args.machine_rank,
-        dist_url="auto" if args.num_machines == 1 else args.dist_url,
-        args=(args,),
-    )
+    launch_training(main, args)

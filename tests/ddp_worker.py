@@ -11,7 +11,7 @@ from soft_teacher.engine.ema import EMATeacher
 from soft_teacher.engine.loader_stream import LoaderStream
 from soft_teacher.engine.precision import Precision
 from soft_teacher.engine.running_statistics import RunningStatistics
-from soft_teacher.engine.train_step import SoftTeacherStep
+from soft_teacher.engine.train_step import SoftTeacherStep, UnreadableDataError
 from tiny import labeled_view, plain_view, tiny_model
 
 EASY = {
@@ -53,21 +53,28 @@ def _poison(step: SoftTeacherStep, rank: int) -> None:
     step.student.forward = poisoned
 
 
-def train(folder: str) -> None:
-    """Four steps, two of them bad on one process; save what each process ends with."""
+def _make_step(labeled: LoaderStream, unlabeled: LoaderStream) -> SoftTeacherStep:
     torch.set_num_threads(1)
     rank = comm.get_rank()
     # Different weights at first: DDP must make them one, and the teacher must follow.
     student = tiny_model(seed=rank, **EASY)
     model = create_ddp_model(student, broadcast_buffers=False, device_ids=None)
     parameters = [p for p in student.parameters() if p.requires_grad]
-    step = SoftTeacherStep(
+    return SoftTeacherStep(
         model,
         EMATeacher(student, 0.9),
-        *_streams(rank),
+        labeled,
+        unlabeled,
         torch.optim.SGD(parameters, lr=0.01),
         Precision("cpu", False),
     )
+
+
+def train(folder: str) -> None:
+    """Four steps, two of them bad on one process; save what each process ends with."""
+    rank = comm.get_rank()
+    step = _make_step(*_streams(rank))
+    student = step.student
     _poison(step, rank)
     missing, updates = None, []
     torch.manual_seed(rank)
@@ -88,6 +95,28 @@ def train(folder: str) -> None:
         "skipped": step.num_skipped,
     }
     torch.save(result, f"{folder}/{rank}.pth")
+
+
+def lose_an_image(folder: str) -> None:
+    """In its second step, in which DDP sorts its gradients, process 1 has no unlabeled image."""
+    rank = comm.get_rank()
+    labeled, unlabeled = _streams(rank)
+
+    def broken(start):
+        yield next(unlabeled)
+        raise OSError("Cannot read the image lost.png")
+
+    step = _make_step(labeled, LoaderStream(broken) if rank == 1 else unlabeled)
+    message = ""
+    with EventStorage(0):
+        step.run_step()
+        step.iter = 1
+        try:
+            step.run_step()
+        except UnreadableDataError as error:
+            message = str(error)
+    consumed = [step.labeled.num_consumed, step.unlabeled.num_consumed]
+    torch.save({"message": message, "consumed": consumed}, f"{folder}/lost_{rank}.pth")
 
 
 def run_train_net(config_file: str, output: str, resume: bool) -> None:

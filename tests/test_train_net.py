@@ -3,90 +3,25 @@
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import yaml
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import default_argument_parser, launch
-from PIL import Image
 
 import train_net
 from ddp_worker import run_train_net
 from soft_teacher.engine.trainer import refuse_what_would_be_ignored
 from tiny import tiny_config
-
-NUM_LABELED, NUM_UNLABELED, NUM_VAL = 4, 6, 3
-
-
-def write_set(folder: Path, name: str, num_images: int, seed: int) -> list[str]:
-    """Bright squares on noise, as a COCO set; its entry for DATASETS.CUSTOM."""
-    rng = np.random.default_rng(seed)
-    images, annotations = [], []
-    for i in range(num_images):
-        pixels = rng.integers(0, 80, (64, 64, 3), dtype=np.uint8)
-        x, y, side = rng.integers(4, 30), rng.integers(4, 30), rng.integers(14, 28)
-        pixels[y : y + side, x : x + side, i % 3] = 255
-        Image.fromarray(pixels).save(folder / f"{name}_{i}.png")
-        images.append({"id": i, "file_name": f"{name}_{i}.png", "width": 64, "height": 64})
-        annotations.append(
-            {
-                "id": i + 1,
-                "image_id": i,
-                "category_id": 1 + i % 3,
-                "bbox": [int(x), int(y), int(side), int(side)],
-                "area": int(side * side),
-                "iscrowd": 0,
-            }
-        )
-    content = {
-        "images": images,
-        "annotations": annotations,
-        "categories": [{"id": k + 1, "name": "rgb"[k]} for k in range(3)],
-    }
-    (folder / f"{name}.json").write_text(json.dumps({"info": {}, **content}))
-    return [f"test_{folder.name}_{name}", str(folder / f"{name}.json"), str(folder)]
+from tiny_training import assert_same, checkpoint, write_config
 
 
 @pytest.fixture
 def config_file(tmp_path):
     """A config of six iterations with evaluation and checkpoint after every two."""
-    sets = [
-        write_set(tmp_path, name, count, seed)
-        for seed, (name, count) in enumerate(
-            {"labeled": NUM_LABELED, "unlabeled": NUM_UNLABELED, "val": NUM_VAL}.items()
-        )
-    ]
-    names = [x[0] for x in sets]
-    cfg = tiny_config(
-        **{
-            "DATASETS.CUSTOM": sets,
-            "DATASETS.TRAIN": (names[0],),
-            "DATASETS.UNLABELED": (names[1],),
-            "DATASETS.TEST": (names[2],),
-            "DATALOADER.NUM_WORKERS": 0,
-            "INPUT.MIN_SIZE_TRAIN": (64,),
-            "INPUT.MIN_SIZE_TEST": 64,
-            "SOLVER.IMS_PER_BATCH": 2,
-            "SOLVER.IMS_PER_BATCH_UNLABELED": 2,
-            "SOLVER.BASE_LR": 0.005,
-            "SOLVER.MAX_ITER": 6,
-            "SOLVER.STEPS": (),
-            "SOLVER.WARMUP_ITERS": 3,
-            "SOLVER.CHECKPOINT_PERIOD": 2,
-            "TEST.EVAL_PERIOD": 2,
-            "VIS_PERIOD": 3,
-            "MODEL.ROI_HEADS.SCORE_THRESH_TEST": 0.0,
-            "SOFT_TEACHER.PSEUDO_LABELS.MIN_SCORE": 0.1,
-            "SOFT_TEACHER.PSEUDO_LABELS.CLS_SCORE": 0.1,
-            "SOFT_TEACHER.PSEUDO_LABELS.RPN_SCORE": 0.1,
-            "SOFT_TEACHER.PSEUDO_LABELS.REG_VARIANCE": 0.5,
-        }
-    )
-    path = tmp_path / "config.yaml"
-    path.write_text(cfg.dump())
-    yield path
-    for name in names:
+    before = set(DatasetCatalog.list())
+    yield write_config(tmp_path)
+    for name in set(DatasetCatalog.list()) - before:
         DatasetCatalog.remove(name)
         MetadataCatalog.remove(name)
 
@@ -98,28 +33,8 @@ def run(config_file: Path, output: Path, *options: str, **opts) -> dict | None:
     return train_net.main(default_argument_parser().parse_args(arguments))
 
 
-def checkpoint(output: Path, name: str = "model_final.pth") -> dict:
-    return torch.load(output / name, weights_only=True)
-
-
 def metrics(output: Path) -> list[dict]:
     return [json.loads(x) for x in (output / "metrics.json").read_text().splitlines()]
-
-
-def assert_same(a, b, where: str = "") -> None:
-    """Bit equality of nested dicts, lists, tensors and numbers."""
-    if isinstance(a, torch.Tensor):
-        assert torch.equal(a, b), where
-    elif isinstance(a, dict):
-        assert a.keys() == b.keys(), where
-        for k in a:
-            assert_same(a[k], b[k], f"{where}.{k}")
-    elif isinstance(a, list | tuple):
-        assert len(a) == len(b), where
-        for i, (x, y) in enumerate(zip(a, b, strict=True)):
-            assert_same(x, y, f"{where}[{i}]")
-    else:
-        assert a == b or (a != a and b != b), where
 
 
 def test_a_run_evaluates_both_models_and_resumes_exactly(config_file, tmp_path):
@@ -141,6 +56,19 @@ def test_a_run_evaluates_both_models_and_resumes_exactly(config_file, tmp_path):
     (parts / "model_final.pth").unlink()
     run(config_file, parts, "--resume")
     assert_same(checkpoint(whole), checkpoint(parts))
+
+
+def test_a_training_that_lacks_only_its_final_checkpoint_is_completed(config_file, tmp_path):
+    output = tmp_path / "out"
+    run(config_file, output)
+    final = checkpoint(output)
+    (output / "model_final.pth").unlink()
+    run(config_file, output, "--resume")
+    assert_same(checkpoint(output), final)
+    assert (output / "last_checkpoint").read_text() == "model_final.pth"
+    written = (output / "model_final.pth").stat().st_mtime_ns
+    run(config_file, output, "--resume")
+    assert (output / "model_final.pth").stat().st_mtime_ns == written
 
 
 def test_two_processes_train_evaluate_and_resume_exactly(config_file, tmp_path):

@@ -1,10 +1,12 @@
 """Two processes on gloo: one backward, one decision, one teacher."""
 
+from datetime import timedelta
+
 import pytest
 import torch
 from detectron2.engine import launch
 
-from ddp_worker import average_statistics, train
+from ddp_worker import average_statistics, lose_an_image, train
 
 
 @pytest.fixture(scope="module")
@@ -38,3 +40,13 @@ def test_running_statistics_are_averaged_over_processes(tmp_path):
         state = torch.load(tmp_path / f"norm_{rank}.pth", weights_only=True)
         assert state["running_mean"].tolist() == [0.5] * 3
         assert state["running_var"].tolist() == [3.0] * 3
+
+
+def test_an_image_that_one_process_lacks_stops_both_before_the_step(tmp_path):
+    # Processes that wait for each other fail after this time.
+    limit = timedelta(seconds=60)
+    launch(lose_an_image, 2, dist_url="auto", args=(str(tmp_path),), timeout=limit)
+    results = [torch.load(tmp_path / f"lost_{rank}.pth", weights_only=True) for rank in range(2)]
+    assert results[0] == results[1]
+    assert "Cannot read the image lost.png" in results[0]["message"]
+    assert results[0]["consumed"] == [1, 1]

@@ -10,7 +10,8 @@ from detectron2.structures import BoxMode
 from detectron2.utils.events import EventStorage
 from torch import nn
 
-from soft_teacher.engine.hooks import BestTeacherKeeper, SilenceWarner
+from soft_teacher.engine.checkpointing import SoftTeacherCheckpointer
+from soft_teacher.engine.hooks import BestTeacherKeeper, RetainingCheckpointer, SilenceWarner
 from soft_teacher.engine.monitors import QualityMonitor, ViewPainter
 from soft_teacher.modeling.guidance import Guidance, PseudoLabelRules
 from tiny import detections, plain_view, tiny_config
@@ -55,6 +56,67 @@ def test_the_best_teacher_is_kept_and_remembered_over_a_restart(tmp_path):
     # A run that starts over from before the best one forgets it.
     kept = run({1: 1.0}, 0, 2)
     assert (kept["iteration"], kept["metric"]) == (2, 1.0)
+
+
+def test_the_best_teacher_is_replaced_by_a_complete_file_only(tmp_path, monkeypatch):
+    path = tmp_path / "best.pth"
+    model = nn.Linear(1, 1)
+    run_hook(BestTeacherKeeper(model, str(path), 2, "AP"), {1: 5.0}, "AP", 2)
+    before = path.read_bytes()
+
+    def torn(content, file):
+        file.write(before[:100])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, "save", torn)
+    with pytest.raises(KeyboardInterrupt):
+        run_hook(BestTeacherKeeper(model, str(path), 2, "AP"), {3: 6.0}, "AP", 4, start=2)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def run_saving(folder, start: int, stop: int, period: int = 1, num_kept: int = 3) -> list[str]:
+    """Save over some iterations in a process of its own; names of the files afterwards."""
+    checkpointer = SoftTeacherCheckpointer(nn.Linear(1, 1), str(folder))
+    run_hook(RetainingCheckpointer(checkpointer, period, num_kept), {}, "", stop, start)
+    return sorted(x.name for x in folder.glob("model_*"))
+
+
+def test_checkpoints_of_before_a_restart_are_counted_and_removed(tmp_path):
+    for name in ("model_best_teacher.pth", "model_zoo.pth"):
+        (tmp_path / name).touch()
+    kept = ["model_best_teacher.pth", "model_final.pth", "model_zoo.pth"]
+
+    def numbered(*iterations):
+        return [*(f"model_{i:07d}.pth" for i in iterations), *kept]
+
+    assert run_saving(tmp_path, 0, 5) == numbered(2, 3, 4)
+    (tmp_path / "model_0000004.pth.tmp").touch()
+    assert run_saving(tmp_path, 5, 6) == numbered(3, 4, 5)
+    assert run_saving(tmp_path, 6, 9) == numbered(6, 7, 8)
+    # Fewer are to be kept from now on.
+    assert run_saving(tmp_path, 9, 10, num_kept=1) == numbered(9)
+    # Back to an earlier iteration: what this run has not saved is not its to delete.
+    assert run_saving(tmp_path, 3, 5, num_kept=1) == numbered(4, 9)
+
+
+def test_a_checkpoint_outside_the_schedule_is_saved_once_and_counted(tmp_path):
+    checkpointer = SoftTeacherCheckpointer(nn.Linear(1, 1), str(tmp_path))
+    hook = RetainingCheckpointer(checkpointer, 2, 2)
+    run_hook(hook, {}, "", 4)
+    written = (tmp_path / "model_0000003.pth").stat().st_mtime_ns
+    hook.save_unless_saved(3)
+    assert (tmp_path / "model_0000003.pth").stat().st_mtime_ns == written
+    hook.save_unless_saved(4)
+    assert (tmp_path / "last_checkpoint").read_text() == "model_0000004.pth"
+    names = sorted(x.name for x in tmp_path.glob("model_0*"))
+    assert names == ["model_0000003.pth", "model_0000004.pth"]
+
+
+def test_an_old_checkpoint_that_cannot_be_deleted_does_not_end_training(tmp_path, caplog):
+    (tmp_path / "model_0000000.pth").mkdir()
+    assert "model_0000002.pth" in run_saving(tmp_path, 1, 3, num_kept=1)
+    assert "Cannot delete the old checkpoint" in caplog.text
 
 
 def test_silence_is_warned_of_with_its_length(caplog):

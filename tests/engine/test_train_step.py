@@ -3,6 +3,7 @@
 import copy
 import gc
 import logging
+import signal
 import weakref
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from detectron2.utils.events import EventStorage
 from torch import nn
 
+from soft_teacher.engine import train_step
 from soft_teacher.engine.ema import EMATeacher
 from soft_teacher.engine.loader_stream import LoaderStream
 from soft_teacher.engine.precision import Precision
@@ -204,6 +206,82 @@ def test_gradients_are_scaled_and_unscaled_again():
     Poison(scaled, "gradient", {0})
     run(scaled, 1)
     assert scaled.precision.scaler.get_scale() == scale / 2
+
+
+def flags_of_another(monkeypatch, index: int, value: float) -> list[int]:
+    """Let another process raise a flag; returns the number of agreements, one entry each."""
+    agreements = []
+
+    def agree(flags):
+        agreements.append(len(flags))
+        flags[index] = max(flags[index], value)
+        return flags
+
+    monkeypatch.setattr(train_step, "agree_on_flags", agree)
+    return agreements
+
+
+def test_a_stop_signal_of_another_process_is_known_after_the_step_that_it_came_in(monkeypatch):
+    step = make_step(tiny_model(**EASY))
+    run(step, 1)
+    assert step.agreed_signal == 0
+    before = state_of(step.student)
+    agreements = flags_of_another(monkeypatch, 1, signal.SIGUSR2)
+    run(step, 1)
+    assert step.agreed_signal == signal.SIGUSR2
+    assert len(agreements) == 1
+    assert not same(before, step.student.state_dict())
+
+
+class Unreadable:
+    """A stream that fails at one of its batches."""
+
+    def __init__(self, stream, position: int):
+        self.stream, self.left = stream, position
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        self.left -= 1
+        if self.left < 0:
+            raise OSError("Cannot read the image here.png: it is a cat")
+        return next(self.stream)
+
+
+@pytest.mark.parametrize("where", ["labeled", "unlabeled", "another process"])
+def test_a_step_without_images_leaves_all_as_the_last_step_did(where, monkeypatch):
+    model, norm = tiny_model(**EASY), nn.BatchNorm2d(3)
+    model.backbone.fpn_output2.add_module("live", norm)
+    step = make_step(model)
+    run(step, 2)
+    before = copy.deepcopy((step.state_dict(), state_of(step.student)))
+    random_state = torch.get_rng_state()
+    statistics = norm.running_mean.clone()
+    if where == "another process":
+        agreements = flags_of_another(monkeypatch, 2, 1.0)
+
+        def change_statistics(module, args):
+            norm(torch.ones(2, 3, 2, 2))
+
+        step.student.register_forward_pre_hook(change_statistics)
+        message = "has no images"
+    else:
+        agreements = flags_of_another(monkeypatch, 2, 0.0)
+        stream = getattr(step, where)
+        stream._iterator = Unreadable(stream._iterator, 0)
+        message = r"has no images: .*here\.png: it is a cat\. .*--resume"
+    with pytest.raises(train_step.UnreadableDataError, match=message):
+        run(step, 1)
+    assert len(agreements) == 1
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert torch.equal(norm.running_mean, statistics)
+    after = (step.state_dict(), step.student.state_dict())
+    assert after[0]["labeled"] == before[0]["labeled"] == {"num_consumed": 2}
+    assert after[0]["unlabeled"] == before[0]["unlabeled"] == {"num_consumed": 2}
+    assert same(before[1], after[1])
+    assert next(step.labeled)[0]["file_name"] == "2.png"
+    assert next(step.unlabeled)[0]["weak"]["file_name"] == "502.png"
 
 
 def test_observers_see_what_the_student_saw():

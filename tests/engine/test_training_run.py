@@ -67,6 +67,29 @@ def test_a_failed_training_says_why_and_is_resumed(make, tmp_path):
     assert run.seconds > spent > 0
 
 
+def test_an_interrupted_training_is_waited_for_until_it_has_saved(make, tmp_path):
+    (tmp_path / "train.py").write_text(
+        "import pathlib, signal, sys, time\n"
+        'output = pathlib.Path(sys.argv[sys.argv.index("OUTPUT_DIR") + 1])\n'
+        "def save(*_):\n"
+        "    time.sleep(0.5)\n"
+        '    (output / "saved").touch()\n'
+        "    sys.exit(143)\n"
+        "signal.signal(signal.SIGTERM, save)\n"
+        '(output / "metrics.json").write_text(\'{"iteration": 0, "eta_seconds": 1.0}\\n\')\n'
+        "time.sleep(60)\n"
+    )
+
+    def interrupt(progress):
+        raise KeyboardInterrupt
+
+    run = make()
+    with pytest.raises(KeyboardInterrupt):
+        run.complete(interrupt)
+    assert (run.output_dir / "saved").exists()
+    assert not run.finished
+
+
 def test_without_a_checkpoint_a_training_starts_over(make, tmp_path):
     run = make()
     (tmp_path / "fail").touch()

@@ -2,6 +2,13 @@
 
 from soft_teacher.engine.checkpointing import SoftTeacherCheckpointer
 from soft_teacher.engine.evaluation import evaluate_models, load_models
+from soft_teacher.engine.launching import launch_training
 from soft_teacher.engine.trainer import SoftTeacherTrainer
 
-__all__ = ["SoftTeacherCheckpointer", "SoftTeacherTrainer", "evaluate_models", "load_models"]
+__all__ = [
+    "SoftTeacherCheckpointer",
+    "SoftTeacherTrainer",
+    "evaluate_models",
+    "launch_training",
+    "load_models",
+]

@@ -5,70 +5,108 @@ of consumed batches and of EMA updates), "random_states" (one for each process) 
 settings on which all this depends). Either model loads into Detectron2's own GeneralizedRCNN.
 """
 
-import io
-import pickle
+import os
+import re
+from pathlib import Path
 
-import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils import comm
-from detectron2.utils.file_io import PathManager
 from torch import nn
 
+from soft_teacher.engine.atomic_file import AtomicWrites
 from soft_teacher.engine.random_state import get_random_state
 from soft_teacher.engine.run_description import differences
+from soft_teacher.engine.safe_loading import check_pickle, is_complete, load_tensors
 
-_SAFE_PICKLE_GLOBALS = {
-    ("_codecs", "encode"),
-    ("collections", "OrderedDict"),
-    ("numpy", "dtype"),
-    ("numpy", "ndarray"),
-    ("numpy.core.multiarray", "_reconstruct"),
-    ("numpy.core.multiarray", "scalar"),
-    ("numpy._core.multiarray", "_reconstruct"),
-    ("numpy._core.multiarray", "scalar"),
-}
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    """Builds numpy arrays and plain containers, and refuses everything else."""
-
-    def find_class(self, module: str, name: str):
-        if (module, name) not in _SAFE_PICKLE_GLOBALS:
-            raise pickle.UnpicklingError(f"{module}.{name} does not belong in a file of weights")
-        return super().find_class(module, name)
-
-
-def check_pickle(filename: str) -> None:
-    """Refuse a model-zoo pickle that would do more than build arrays.
-
-    Raises:
-        ValueError: the file names anything else, or is no pickle.
-    """
-    with PathManager.open(filename, "rb") as f:
-        data = f.read()
-    try:
-        _ArrayUnpickler(io.BytesIO(data), encoding="latin1").load()
-    except (pickle.UnpicklingError, EOFError) as error:
-        raise ValueError(f"{filename} is not a safe file of weights: {error}.") from error
+_NUMBERED = re.compile(r"model_(\d{7,})\.pth")
+FINAL_NAME = "model_final"
+"""Of the checkpoint after the last iteration, as Detectron2 calls it; .pth is added."""
 
 
 class SoftTeacherCheckpointer(DetectionCheckpointer):
-    """DetectionCheckpointer that keeps random states and loads nothing unsafe.
+    """DetectionCheckpointer that writes atomically, keeps random states, loads nothing unsafe.
 
-    :meth:`save` is collective: all processes must call it.
+    :meth:`save` and :meth:`find_complete` are collective: all processes must call them.
 
     Attributes:
         run: see `run_description.describe_run`.
+        saved_iteration: the iteration of the file that this object saved last, or None.
     """
 
     def __init__(self, model: nn.Module, save_dir: str, **checkpointables):
         super().__init__(model, save_dir, **checkpointables)
+        self.path_manager = AtomicWrites(self.path_manager)
         self.run: dict = {}
+        self.saved_iteration: int | None = None
         self._required_parts: set[str] = set()
 
     def save(self, name: str, **kwargs) -> None:
+        """Save NAME.pth and let "last_checkpoint" name it.
+
+        Raises:
+            OSError: the first process could not write; on all processes alike.
+        """
         states = comm.gather(get_random_state())
-        super().save(name, random_states=states, run=self.run, **kwargs)
+        failure = None
+        try:
+            super().save(name, random_states=states, run=self.run, **kwargs)
+        except OSError as error:
+            failure = error
+        # Nobody goes on before the file is there, and nobody waits for a process that has failed.
+        failures = [x for x in comm.all_gather(failure) if x is not None]
+        if failures:
+            raise failure or failures[0]
+        self.saved_iteration = kwargs.get("iteration")
+
+    def find_complete(self) -> str | None:
+        """The file that "last_checkpoint" names, or the newest complete one if that is not.
+
+        Returns:
+            The file, or None if there is no checkpoint at all. What the first process finds holds
+            for all.
+
+        Raises:
+            ValueError: there are checkpoints, and all of them are damaged.
+        """
+        found = self._search() if comm.is_main_process() else None
+        path, broken = comm.all_gather(found)[0]
+        if path is None and broken:
+            raise ValueError(
+                f"There is no complete checkpoint in {self.save_dir}: {', '.join(broken)} cannot "
+                "be read. Put a copy in place, or remove them to start afresh."
+            )
+        return path
+
+    def _search(self) -> tuple[str | None, list[str]]:
+        """The file to take, if any, and what had to be passed over."""
+        tagged = self.get_checkpoint_file() if self.has_checkpoint() else None
+        broken = []
+        if tagged is not None:
+            if is_complete(tagged):
+                return tagged, broken
+            named = os.path.basename(tagged)
+            broken.append(tagged if named else os.path.join(self.save_dir, "last_checkpoint"))
+        chosen = None
+        for path in self._newest_first():
+            if path != tagged and is_complete(path):
+                chosen = path
+                break
+            if path != tagged:
+                broken.append(path)
+        for path in broken:
+            self.logger.warning(f"{path} is damaged, empty or missing, and is passed over")
+        if chosen is not None:
+            self.logger.warning(f"The newest complete checkpoint is {chosen}")
+        return chosen, broken
+
+    def _newest_first(self) -> list[str]:
+        """All checkpoints of the folder, by iteration; the final one's stands in its content."""
+        by_iteration = [(i, path) for i, path in numbered_files(self.save_dir).items()]
+        final = os.path.join(self.save_dir, f"{FINAL_NAME}.pth")
+        if os.path.isfile(final):
+            iteration = load_tensors(final)["iteration"] if is_complete(final) else -1
+            by_iteration.append((iteration, final))
+        return [path for _, path in sorted(by_iteration, reverse=True)]
 
     def load_training(self, path: str) -> dict:
         """Load everything that is needed to go on with training.
@@ -104,7 +142,7 @@ class SoftTeacherCheckpointer(DetectionCheckpointer):
         return loaded
 
     def _torch_load(self, f: str) -> dict:
-        return torch.load(f, map_location="cpu", weights_only=True)
+        return load_tensors(f)
 
     def _log_incompatible_keys(self, incompatible) -> None:
         super()._log_incompatible_keys(incompatible)
@@ -113,3 +151,13 @@ class SoftTeacherCheckpointer(DetectionCheckpointer):
                 "The checkpoint is of another model (see the keys above); resume with the config "
                 "that it was trained with, or take another OUTPUT_DIR."
             )
+
+
+def numbered_files(folder: str) -> dict[int, str]:
+    """The checkpoints of a folder that bear an iteration in their name, by iteration."""
+    found = {}
+    for path in Path(folder).glob("model_*.pth"):
+        match = _NUMBERED.fullmatch(path.name)
+        if match:
+            found[int(match[1])] = str(path)
+    return dict(sorted(found.items()))

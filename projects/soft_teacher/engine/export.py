@@ -1,12 +1,13 @@
 """Export: one model of a checkpoint with a config, as Detectron2 alone can use them."""
 
-import pickle
 from pathlib import Path
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode, get_cfg
 from torch import Tensor
+
+from soft_teacher.engine.safe_loading import load_tensors
 
 # Model -> its key in a checkpoint, see `engine.checkpointing`.
 MODELS = {"student": "model", "teacher": "teacher"}
@@ -57,10 +58,7 @@ def read_model(checkpoint: Path, model: str) -> dict[str, Tensor]:
     Raises:
         ValueError: the file is no checkpoint of this project.
     """
-    try:
-        parts = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise ValueError(f"{checkpoint} is no file of weights that can be read: {error}") from error
+    parts = load_tensors(str(checkpoint))
     # The best teacher's file has a "model" as well, which is no student.
     if not isinstance(parts, dict) or not set(MODELS.values()) <= set(parts):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Agreement of all processes that a step is sound, and names for what is not."""
+"""Agreement of all processes on whether and how to go on, and names for what is not finite."""
 
 import math
 
@@ -8,11 +8,11 @@ from detectron2.utils import comm
 from torch import Tensor, nn
 
 
-def agree_on_flag(flag: Tensor) -> Tensor:
-    """The largest value of a 0-d flag over all processes (a collective, on the flag's device)."""
+def agree_on_flags(flags: Tensor) -> Tensor:
+    """The largest value of each flag over all processes (one collective, on the flags' device)."""
     if comm.get_world_size() > 1:
-        dist.all_reduce(flag, op=dist.ReduceOp.MAX)
-    return flag
+        dist.all_reduce(flags, op=dist.ReduceOp.MAX)
+    return flags
 
 
 def name_non_finite_losses(values: dict[str, float]) -> str:

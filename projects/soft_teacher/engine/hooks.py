@@ -5,12 +5,76 @@ import math
 import os
 
 import torch
-from detectron2.engine import HookBase
+from detectron2.engine import HookBase, hooks
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from torch import nn
 
+from soft_teacher.engine.atomic_file import open_atomically, remove_leftovers
+from soft_teacher.engine.checkpointing import SoftTeacherCheckpointer, numbered_files
+from soft_teacher.engine.safe_loading import load_tensors
+
 logger = logging.getLogger(__name__)
+
+
+class RetainingCheckpointer(hooks.PeriodicCheckpointer):
+    """PeriodicCheckpointer that also counts, and deletes, what this run saved before a restart.
+
+    It runs on all processes, because saving gathers their random states; the first deletes.
+    """
+
+    def __init__(self, checkpointer: SoftTeacherCheckpointer, period: int, num_kept: int):
+        """
+        Args:
+            checkpointer: what saves.
+            period: iterations between checkpoints, SOLVER.CHECKPOINT_PERIOD.
+            num_kept: checkpoints kept beside the final one, SOLVER.CHECKPOINTS_TO_KEEP.
+        """
+        super().__init__(checkpointer, period)
+        if num_kept < 1:
+            raise ValueError(f"SOLVER.CHECKPOINTS_TO_KEEP is {num_kept}; keep at least 1.")
+        self._num_kept = num_kept
+
+    def before_train(self) -> None:
+        super().before_train()
+        if not comm.is_main_process():
+            return
+        for path in remove_leftovers(self.checkpointer.save_dir):
+            logger.warning(f"Removed {path}, which a save that was killed had left")
+        # Files of later iterations are of a future that this run has left; it will overwrite them.
+        self.recent_checkpoints = [
+            path
+            for iteration, path in numbered_files(self.checkpointer.save_dir).items()
+            if iteration < self.trainer.start_iter
+        ]
+
+    def step(self, iteration: int, **kwargs) -> None:
+        super().step(iteration, **kwargs)
+        if (iteration + 1) % self.period == 0:
+            self._retain(iteration)
+
+    def save_unless_saved(self, iteration: int) -> None:
+        """Save outside the schedule, if this iteration is not the one that was saved last."""
+        if self.checkpointer.saved_iteration != iteration:
+            self.checkpointer.save(self._name(iteration), iteration=iteration)
+            self._retain(iteration)
+
+    def _name(self, iteration: int) -> str:
+        return f"{self.file_prefix}_{iteration:07d}"
+
+    def _retain(self, iteration: int) -> None:
+        """Count the file of this iteration and delete the oldest ones beyond the number kept."""
+        if not comm.is_main_process():
+            return
+        folder = self.checkpointer.save_dir
+        self.recent_checkpoints.append(os.path.join(folder, f"{self._name(iteration)}.pth"))
+        while len(self.recent_checkpoints) > self._num_kept:
+            oldest = self.recent_checkpoints.pop(0)
+            try:
+                self.path_manager.rm(oldest)
+            except OSError as error:
+                # Training is worth more than the space.
+                logger.warning(f"Cannot delete the old checkpoint {oldest}: {error}")
 
 
 class BestTeacherKeeper(HookBase):
@@ -39,8 +103,7 @@ class BestTeacherKeeper(HookBase):
         """Remember the best of the run that is resumed, unless it lies in the future."""
         if not PathManager.isfile(self._path):
             return
-        with PathManager.open(self._path, "rb") as f:
-            kept = torch.load(f, map_location="cpu", weights_only=True)
+        kept = load_tensors(self._path)
         if kept["iteration"] <= self.trainer.start_iter:
             self._best = kept["metric"]
 
@@ -50,8 +113,9 @@ class BestTeacherKeeper(HookBase):
             self._keep_if_best(iteration)
 
     def after_train(self) -> None:
-        # Detectron2 has counted past the last iteration by now, unless training was cut off.
-        if comm.is_main_process() and self.trainer.iter == self.trainer.max_iter:
+        # Detectron2 has counted past the last iteration by now, unless training was cut off; and
+        # by one more if there was no iteration left.
+        if comm.is_main_process() and self.trainer.iter >= self.trainer.max_iter:
             self._keep_if_best(self.trainer.max_iter)
 
     def _keep_if_best(self, num_finished: int) -> None:
@@ -64,10 +128,8 @@ class BestTeacherKeeper(HookBase):
             "iteration": num_finished,
             "metric": self._best,
         }
-        temporary = f"{self._path}.tmp"
-        with PathManager.open(temporary, "wb") as f:
+        with open_atomically(self._path) as f:
             torch.save(kept, f)
-        os.replace(temporary, self._path)
         logger.info(f"Best teacher so far: {self._metric} = {self._best:.3f}, in {self._path}")
 
 

@@ -22,9 +22,13 @@ class LoaderStream:
     def __iter__(self) -> "LoaderStream":
         return self
 
-    def __next__(self):
+    def open(self) -> None:
+        """Build the loader, unless it is there; on all processes together, as loaders agree."""
         if self._iterator is None:
             self._iterator = iter(self._build(self.num_consumed))
+
+    def __next__(self):
+        self.open()
         batch = next(self._iterator)
         self.num_consumed += 1
         return batch

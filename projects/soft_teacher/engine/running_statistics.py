@@ -20,16 +20,18 @@ class RunningStatistics:
             if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats
         ]
         self._tensors = [x for norm in norms for x in (norm.running_mean, norm.running_var)]
+        # Equal on all processes, but forward counts on.
+        self._counters = [norm.num_batches_tracked for norm in norms]
         self._before: list[Tensor] = []
 
     def remember(self) -> None:
         """Keep the values of now."""
-        self._before = [x.clone() for x in self._tensors]
+        self._before = [x.clone() for x in self._tensors + self._counters]
 
     @torch.no_grad()
     def restore(self) -> None:
         """Put back what :meth:`remember` kept."""
-        for tensor, before in zip(self._tensors, self._before, strict=True):
+        for tensor, before in zip(self._tensors + self._counters, self._before, strict=True):
             tensor.copy_(before)
 
     @torch.no_grad()

@@ -1,6 +1,8 @@
 """The trainer: builds the parts from a config and wires them together."""
 
+import logging
 import os
+import signal
 import time
 import weakref
 
@@ -12,19 +14,22 @@ from detectron2.utils import comm
 from torch import nn
 
 from soft_teacher.data import build_labeled_loader, build_unlabeled_loader, unlabeled_ground_truth
-from soft_teacher.engine.checkpointing import SoftTeacherCheckpointer
+from soft_teacher.engine.checkpointing import FINAL_NAME, SoftTeacherCheckpointer
 from soft_teacher.engine.ema import EMATeacher
 from soft_teacher.engine.evaluation import evaluate_models
-from soft_teacher.engine.hooks import BestTeacherKeeper, SilenceWarner
+from soft_teacher.engine.hooks import BestTeacherKeeper, RetainingCheckpointer, SilenceWarner
 from soft_teacher.engine.loader_stream import LoaderStream
 from soft_teacher.engine.monitors import QualityMonitor, ViewPainter
 from soft_teacher.engine.precision import Precision
 from soft_teacher.engine.random_state import set_random_state
 from soft_teacher.engine.run_description import describe_run
 from soft_teacher.engine.schedule import scale_to_world_size
-from soft_teacher.engine.train_step import SoftTeacherStep
+from soft_teacher.engine.stop_signal import StopSignal, exit_status
+from soft_teacher.engine.train_step import SoftTeacherStep, UnreadableDataError
 
 LOG_PERIOD = 20
+
+logger = logging.getLogger(__name__)
 
 
 class SoftTeacherTrainer(DefaultTrainer):
@@ -46,6 +51,7 @@ class SoftTeacherTrainer(DefaultTrainer):
         ddp_args = {} if on_gpu else {"device_ids": None}
         model = create_ddp_model(student, broadcast_buffers=False, **ddp_args)
         st = cfg.SOFT_TEACHER
+        self._stop_signal = StopSignal()
         self._trainer = SoftTeacherStep(
             model,
             EMATeacher(student, st.EMA.MOMENTUM if st.EMA.ENABLED else 0.0),
@@ -56,6 +62,7 @@ class SoftTeacherTrainer(DefaultTrainer):
             burn_in_iters=st.BURN_IN_ITERS,
             max_skipped_steps=st.MAX_SKIPPED_STEPS,
             log_period=LOG_PERIOD,
+            stop_signal=self._stop_signal,
         )
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = SoftTeacherCheckpointer(
@@ -77,18 +84,22 @@ class SoftTeacherTrainer(DefaultTrainer):
         return self._trainer.teacher.model
 
     def resume_or_load(self, resume: bool = True) -> None:
-        """Go on from the last checkpoint of OUTPUT_DIR, or start from MODEL.WEIGHTS.
+        """Go on from the newest complete checkpoint of OUTPUT_DIR, or start from MODEL.WEIGHTS.
 
         Args:
             resume: whether to look for a checkpoint. Without one training starts afresh.
 
         Raises:
-            ValueError: the checkpoint lacks something that training needs.
+            ValueError: the checkpoint lacks something that training needs, or all are damaged.
         """
-        if resume and self.checkpointer.has_checkpoint():
-            rest = self.checkpointer.load_training(self.checkpointer.get_checkpoint_file())
+        checkpoint = self.checkpointer.find_complete() if resume else None
+        if checkpoint is not None:
+            rest = self.checkpointer.load_training(checkpoint)
             set_random_state(rest["random_states"][comm.get_rank()])
             self.start_iter = self.iter + 1
+            if self.start_iter >= self.max_iter and not checkpoint.endswith(f"{FINAL_NAME}.pth"):
+                # The training was ended between its last two saves; no step is left to save after.
+                self.checkpointer.save(FINAL_NAME, iteration=self.iter)
         else:
             self.checkpointer.load(self.cfg.MODEL.WEIGHTS, checkpointables=[])
             self._trainer.teacher.restart_from(self.student)
@@ -96,15 +107,13 @@ class SoftTeacherTrainer(DefaultTrainer):
     def build_hooks(self) -> list:
         """Timer, schedule, checkpoints, evaluation of both models, writers; in this order."""
         cfg = self.cfg
-        # The checkpointer runs on all processes because saving gathers their random states; only
-        # the first may delete files.
-        num_kept = cfg.SOLVER.CHECKPOINTS_TO_KEEP if comm.is_main_process() else None
+        self._saving = RetainingCheckpointer(
+            self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD, cfg.SOLVER.CHECKPOINTS_TO_KEEP
+        )
         result = [
             hooks.IterationTimer(),
             hooks.LRScheduler(),
-            hooks.PeriodicCheckpointer(
-                self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD, max_to_keep=num_kept
-            ),
+            self._saving,
             hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self.evaluate),
         ]
         if cfg.SOFT_TEACHER.EMA.ENABLED and cfg.DATASETS.TEST:
@@ -140,8 +149,50 @@ class SoftTeacherTrainer(DefaultTrainer):
             observers.append(ViewPainter(cfg.VIS_PERIOD, cfg.INPUT.FORMAT))
         return observers
 
+    def train(self) -> dict | None:
+        """Train to the end, or until a stop signal reaches any process.
+
+        Raises:
+            SystemExit: training was stopped, after the step that was under way and with a
+                checkpoint of it; the status is 128 plus the signal's number.
+            UnreadableDataError: images could not be read; what was finished is saved.
+        """
+        with self._stop_signal.caught():
+            return super().train()
+
+    def run_step(self) -> None:
+        try:
+            super().run_step()
+        except UnreadableDataError:
+            # Back to the last iteration that is finished.
+            self.iter = self._trainer.iter = self.iter - 1
+            if self.iter >= self.start_iter:
+                self._saving.save_unless_saved(self.iter)
+            raise
+
+    def after_step(self) -> None:
+        super().after_step()
+        number = self._trainer.agreed_signal
+        if number:
+            self._saving.save_unless_saved(self.iter)
+            logger.info(f"Stopped by {signal.Signals(number).name}; --resume goes on from here")
+            raise SystemExit(exit_status(number))
+
+    def after_train(self) -> None:
+        # Only evaluation is left, which may be cut off: the final checkpoint is there. When
+        # training stops, further signals are still held off until the logs are written.
+        if not self._trainer.agreed_signal:
+            self._stop_signal.release()
+        super().after_train()
+
     def evaluate(self) -> dict:
-        """Evaluate student and, where it differs, teacher on DATASETS.TEST."""
+        """Evaluate student and, where it differs, teacher on DATASETS.TEST.
+
+        Not when training is about to stop: there may be little time left.
+        """
+        if self._trainer.agreed_signal:
+            logger.info("Evaluation is left out, because training stops")
+            return {}
         models = {"student": self.student}
         if self.cfg.SOFT_TEACHER.EMA.ENABLED:
             models["teacher"] = self.teacher

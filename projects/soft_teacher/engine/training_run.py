@@ -49,7 +49,8 @@ class TrainingRun:
         config_file: its config.
         overrides: KEY VALUE pairs beyond OUTPUT_DIR.
         output_dir: OUTPUT_DIR; whatever else lies in it is removed when the training starts anew.
-        inputs: a digest of the data. A run on other data is another run.
+        inputs: a digest of the data, and of the run that this one starts from if there is one. A
+            run with other inputs is another run.
         num_processes: --num-gpus; on a CPU, so many processes share it.
     """
 
@@ -182,7 +183,9 @@ class TrainingRun:
                         continue
             finally:
                 if process.poll() is None:
+                    # It saves a checkpoint first. (On Ctrl-C, Popen itself would not wait.)
                     process.terminate()
+                    process.wait()
         return process.returncode
 
     def _report(self, on_progress: Callable[[Progress], None], max_iter: int) -> None:
@@ -203,7 +206,9 @@ class TrainingRun:
             ]
         )
 
-    def _fingerprint(self) -> str:
+    @property
+    def fingerprint(self) -> str:
+        """A digest of all that decides the outcome: config, data, number of processes."""
         facts = (self.config().dump(), self.inputs, str(self.num_processes))
         return hashlib.sha256("".join(facts).encode()).hexdigest()
 
@@ -212,11 +217,11 @@ class TrainingRun:
 
     def _is_same(self) -> bool:
         return (self.output_dir / STATE_FILE).is_file() and (
-            self._state()["fingerprint"] == self._fingerprint()
+            self._state()["fingerprint"] == self.fingerprint
         )
 
     def _write_state(self, seconds: float, finished: bool) -> None:
-        state = {"fingerprint": self._fingerprint(), "seconds": seconds, "finished": finished}
+        state = {"fingerprint": self.fingerprint, "seconds": seconds, "finished": finished}
         (self.output_dir / STATE_FILE).write_text(json.dumps(state))
 
 

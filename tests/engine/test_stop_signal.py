@@ -1,0 +1,88 @@
+"""Stop signals: the first is noted, later ones change nothing, workers outlive all."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from torch.utils.data import DataLoader
+
+from soft_teacher.data.worker_signals import STOP_SIGNALS, outlive_stop_signals
+from soft_teacher.engine.stop_signal import ForwardedSignal, StopSignal
+
+
+def handlers():
+    return [signal.getsignal(x) for x in STOP_SIGNALS]
+
+
+def test_the_first_signal_is_noted_and_the_next_are_ignored_aloud(capfd):
+    before = handlers()
+    noted = StopSignal()
+    with noted.caught():
+        assert noted.number == 0
+        for number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT):
+            os.kill(os.getpid(), number)
+            assert noted.number == signal.SIGUSR2
+    assert handlers() == before
+    lines = capfd.readouterr().err.splitlines()
+    assert [x.split(":")[0] for x in lines] == ["SIGUSR2", "SIGTERM ignored", "SIGINT ignored"]
+
+
+def test_released_signals_do_again_what_they_did(capfd):
+    noted = StopSignal()
+    with noted.caught(), pytest.raises(KeyboardInterrupt):
+        noted.release()
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(5)
+    assert noted.number == 0
+
+
+def sleep_for_ever(started):
+    started.set()
+    time.sleep(600)
+
+
+def test_a_forwarded_signal_reaches_started_processes():
+    import multiprocessing
+
+    context = multiprocessing.get_context("fork")
+    started = context.Event()
+    process = context.Process(target=sleep_for_ever, args=(started,))
+    # Started first, it does with signals what is usual.
+    process.start()
+    assert started.wait(30)
+    forwarded = ForwardedSignal()
+    with forwarded.caught():
+        os.kill(os.getpid(), signal.SIGTERM)
+    process.join(30)
+    assert process.exitcode == -signal.SIGTERM
+    assert forwarded.number == signal.SIGTERM
+
+
+class Slow:
+    """Items that are the worker's process id."""
+
+    def __len__(self):
+        return 100
+
+    def __getitem__(self, index):
+        time.sleep(0.02)
+        return os.getpid()
+
+
+def test_workers_outlive_stop_signals_from_others_and_obey_their_own_process():
+    loader = DataLoader(Slow(), num_workers=1, batch_size=None, worker_init_fn=outlive_stop_signals)
+    batches = iter(loader)
+    worker = next(batches)
+    # A third process, so that the worker is not told by the one that it works for.
+    kill = "import os, signal; [os.kill({}, x) for x in ({})]"
+    numbers = ", ".join(str(int(x)) for x in STOP_SIGNALS)
+    subprocess.run([sys.executable, "-c", kill.format(worker, numbers)], check=True, timeout=60)
+    assert [next(batches) for _ in range(10)] == [worker] * 10
+    os.kill(worker, signal.SIGTERM)
+    end = time.monotonic() + 30
+    while os.waitid(os.P_PID, worker, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+        assert time.monotonic() < end, "The worker does not end when it is told to."
+        time.sleep(0.01)
