@@ -1,9 +1,14 @@
 """Pictures of images with boxes, in RGB."""
 
+import io
+import textwrap
+from collections.abc import Sequence
+
 import numpy as np
 from detectron2.data.detection_utils import convert_image_to_rgb
 from detectron2.utils.visualizer import Visualizer
-from PIL import Image
+from matplotlib import font_manager
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from soft_teacher.modeling.guidance import Guidance
@@ -16,26 +21,40 @@ TEACHES_BOX = (0.2, 0.6, 1.0)
 TEACHES_NOTHING = (0.6, 0.6, 0.6)
 LEGEND = "green: class and box; yellow: class only; blue: box only; gray: neither"
 
+CAPTION_SIZE = 13
+
 
 def draw_boxes(
     image: np.ndarray,
     boxes: Tensor,
     labels: list[str] | None = None,
     colors: list[tuple[float, float, float]] | None = None,
+    masks: Sequence | None = None,
+    bold: bool = False,
 ) -> np.ndarray:
     """Draw boxes on an RGB image.
 
     Args:
         image: uint8 (H, W, 3), RGB.
         boxes: (R, 4), xyxy in pixels of the image.
-        labels: R captions.
+        labels: R captions, shown as they are.
         colors: R colors, RGB in 0-1.
+        masks: R masks in the image's frame, as Detectron2's `Visualizer` takes them.
+        bold: whether the boxes are to stand out on photographs.
 
     Returns:
         uint8 (H, W, 3), RGB.
     """
+    if bold:
+        # Detectron2's boxes are half transparent: two layers are less so.
+        image = draw_boxes(image, boxes, None, colors)
+    if labels is not None:
+        # Between dollars, matplotlib would read a formula.
+        labels = [label.replace("$", r"\$") for label in labels]
     canvas = Visualizer(image, None)
-    canvas.overlay_instances(boxes=boxes.numpy(), labels=labels, assigned_colors=colors)
+    canvas.overlay_instances(
+        boxes=boxes.numpy(), labels=labels, masks=masks, assigned_colors=colors, alpha=0.35
+    )
     return canvas.output.get_image()
 
 
@@ -119,3 +138,23 @@ def side_by_side(images: list[np.ndarray], gap: int = 8) -> np.ndarray:
         column[: image.shape[0], : image.shape[1]] = image
         columns.append(column)
     return np.concatenate(columns, axis=1)[:, :-gap]
+
+
+def with_caption(image: np.ndarray, text: str) -> np.ndarray:
+    """Add text below an RGB image, on white, in as many lines as it needs."""
+    # Matplotlib's own font: it is there wherever Detectron2 draws. All its letters are as wide.
+    font = ImageFont.truetype(font_manager.findfont("DejaVu Sans Mono"), CAPTION_SIZE)
+    letters_per_line = max(1, int(image.shape[1] / font.getlength("e")))
+    lines = "\n".join(textwrap.wrap(text, letters_per_line))
+    line_height = round(1.5 * CAPTION_SIZE)
+    height = line_height * (lines.count("\n") + 1) + 4
+    strip = Image.new("RGB", (image.shape[1], height), "white")
+    ImageDraw.Draw(strip).text((0, 4), lines, "black", font, spacing=line_height - CAPTION_SIZE)
+    return np.concatenate([image, np.asarray(strip)])
+
+
+def as_jpeg(image: np.ndarray) -> bytes:
+    """An RGB image, uint8 (H, W, 3), as a JPEG file."""
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, format="JPEG", quality=88)
+    return file.getvalue()

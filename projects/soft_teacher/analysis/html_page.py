@@ -39,8 +39,14 @@ tr.main > * { font-weight: 700; }
   gap: 1.6rem; }
 .row { display: grid; grid-template-columns: repeat(3, 1fr); gap: .8rem; align-items: start;
   margin: 0 0 1.6rem; }
+.pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 22rem), 1fr));
+  gap: 1.6rem; align-items: start; }
+.pair { display: grid; grid-template-columns: repeat(2, 1fr); gap: .8rem; align-items: start;
+  margin: 0 0 1.6rem; }
 figure { margin: 0; }
 figure img { display: block; width: 100%; height: auto; border-radius: 6px; }
+.pictures img, .pair img { width: auto; max-width: 100%; }
+h3, figcaption { overflow-wrap: anywhere; }
 figcaption { color: var(--soft); font-size: .88rem; margin-top: .3rem; }
 figcaption b { color: var(--ink); }
 .key::before { content: ""; display: inline-block; width: .8em; height: .8em; border-radius: 2px;
@@ -52,6 +58,12 @@ summary { cursor: pointer; padding: .5rem .9rem; }
 pre { background: var(--tint); border-radius: 8px; padding: .8rem 1rem; margin: .4rem 0 1rem;
   overflow-x: auto; font-size: .84rem; line-height: 1.45; }
 details pre { margin: 0; border-radius: 0 0 8px 8px; }
+details p { padding: 0 .9rem; }
+details .scroll { padding: 0 .9rem; }
+.tag { border-radius: 99px; padding: .1rem .6rem; margin-left: .5rem; font-size: .82rem;
+  background: var(--tint); color: var(--soft); white-space: nowrap; }
+.tag.strong { background: #b3261e; color: #fff; }
+.tag.medium { background: #ffe3b3; color: #5c3a00; }
 @media (max-width: 640px) {
   main { padding-top: 1.5rem; }
   h1 { font-size: 1.5rem; }
@@ -105,7 +117,13 @@ def card(caption: str, value: str, main: bool = False) -> Markup:
 
 
 def group(css_class: str, blocks: Iterable[Markup]) -> Markup:
-    """Blocks side by side: "cards", "grid" (as many as fit) or "row" (three)."""
+    """Blocks side by side.
+
+    Args:
+        css_class: "cards", "grid" (as many as fit, all of a width), "row" (three), "pictures" (as
+            many as fit, none larger than it is) or "pair" (two, none larger than it is).
+        blocks: what to show.
+    """
     return Markup('<div class="{}">\n{}\n</div>').format(css_class, join(blocks, "\n"))
 
 
@@ -155,6 +173,13 @@ def code(text: str) -> Markup:
     return Markup("<pre>{}</pre>").format(text)
 
 
-def folded(title: str, content: Markup) -> Markup:
-    """Content that shows after a click on its title."""
-    return Markup("<details><summary>{}</summary>{}</details>").format(title, content)
+def tag(text: str, weight: str = "") -> Markup:
+    """A short word that stands out behind a text; `weight` may be "medium" or "strong"."""
+    return Markup('<span class="tag {}">{}</span>').format(weight, text)
+
+
+def folded(title: str, *blocks: Markup, opened: bool = False) -> Markup:
+    """Content that shows after a click on its title, or hides if it is `opened`."""
+    return Markup("<details{}><summary>{}</summary>{}</details>").format(
+        " open" if opened else "", title, join(blocks)
+    )

@@ -3,7 +3,6 @@
 Everything is read from files in COCO's format; no model runs.
 """
 
-import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from detectron2.structures import Boxes, BoxMode, pairwise_iou
 from PIL import Image
 from torch import Tensor
 
-from soft_teacher.analysis.drawing import draw_boxes, enlarge
+from soft_teacher.analysis.drawing import as_jpeg, draw_boxes, enlarge
 
 TRUE_COLOR = (0.25, 0.7, 1.0)
 RIGHT_COLOR = (0.2, 0.85, 0.25)
@@ -130,12 +129,7 @@ def _draw(
     photo: Image.Image, boxes: list[dict[str, Any]], captions: list[str], colors: list[tuple]
 ) -> bytes:
     enlarged, corners = enlarge(np.asarray(photo), _xyxy(boxes))
-    # Detectron2's boxes are half transparent; the first layer makes them stand out on photographs.
-    picture = draw_boxes(enlarged, corners, None, colors)
-    picture = draw_boxes(picture, corners, captions, colors)
-    file = io.BytesIO()
-    Image.fromarray(picture).save(file, format="JPEG", quality=88)
-    return file.getvalue()
+    return as_jpeg(draw_boxes(enlarged, corners, captions, colors, bold=True))
 
 
 def _xyxy(entries: list[dict]) -> Tensor:
