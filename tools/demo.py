@@ -5,9 +5,10 @@
     python tools/demo.py --seeds 0 1 2 --equal-time
     python tools/demo.py -- SOLVER.MAX_ITER 100
 
-It makes the data in output/digits, trains both models with train_net.py, and writes results.json
-and report.html. What is finished is not done again, an interrupted training goes on from its last
-checkpoint; a training whose config or data changed starts over.
+It makes the data in output/digits, trains both models with train_net.py, Soft Teacher from a
+checkpoint of the supervised training, and writes results.json and report.html. What is finished is
+not done again, an interrupted training goes on from its last checkpoint; a training whose config,
+data or start changed starts over.
 """
 
 import argparse
@@ -40,6 +41,7 @@ from soft_teacher.analysis.results import (
     versions,
     write_json,
 )
+from soft_teacher.config import load_config
 from soft_teacher.data.digits import write_dataset
 from soft_teacher.engine.progress_line import ProgressLine
 from soft_teacher.engine.training_run import (
@@ -82,7 +84,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--equal-time",
         action="store_true",
-        help="also train supervised for as long as Soft Teacher took",
+        help="also train supervised for as long as Soft Teacher and its start took",
     )
     parser.add_argument(
         "--processes",
@@ -176,24 +178,46 @@ def describe(counts: dict[str, int]) -> str:
 
 def train(args: argparse.Namespace, seed: int, digest: str) -> dict[str, TrainingRun]:
     """All trainings of one seed, by name."""
+    folder = args.output / f"seed_{seed}"
 
-    def run(name: str, config: str, *extra: str) -> TrainingRun:
+    def run(name: str, config: str, inputs: str, *extra: str) -> TrainingRun:
         training = TrainingRun(
             ROOT / "train_net.py",
             args.config_dir / config,
             (*args.overrides, *extra, "SEED", str(seed)),
-            args.output / f"seed_{seed}" / name,
-            digest,
+            folder / name,
+            inputs,
             args.processes,
         )
         complete(training, args.fresh)
         return training
 
-    runs = {name: run(name, config) for name, config in CONFIGS.items()}
+    supervised = run("supervised", CONFIGS["supervised"], digest)
+    start = folder / "supervised" / start_checkpoint(args).name
+    soft_teacher = run(
+        "soft_teacher",
+        CONFIGS["soft_teacher"],
+        f"{digest} {supervised.fingerprint}",
+        *("MODEL.WEIGHTS", str(start)),
+    )
+    runs = {"supervised": supervised, "soft_teacher": soft_teacher}
     if args.equal_time:
-        longer = runs["supervised"].stretched_to(runs["soft_teacher"].training_seconds)
-        runs[EQUAL_TIME] = run(EQUAL_TIME, CONFIGS["supervised"], *longer)
+        seconds = supervised.training_seconds * share_before(start, supervised)
+        longer = supervised.stretched_to(seconds + soft_teacher.training_seconds)
+        runs[EQUAL_TIME] = run(EQUAL_TIME, CONFIGS["supervised"], digest, *longer)
     return runs
+
+
+def start_checkpoint(args: argparse.Namespace) -> Path:
+    """The checkpoint of the supervised training that Soft Teacher starts from, per its config."""
+    cfg = load_config(str(args.config_dir / CONFIGS["soft_teacher"]), args.overrides)
+    return Path(cfg.MODEL.WEIGHTS)
+
+
+def share_before(checkpoint: Path, training: TrainingRun) -> float:
+    """The part of a training that lies before one of its checkpoints, 0 to 1."""
+    # Detectron2 names a checkpoint after the last iteration, counted from 0.
+    return (int(checkpoint.stem.removeprefix("model_")) + 1) / training.config().SOLVER.MAX_ITER
 
 
 def complete(training: TrainingRun, fresh: bool) -> None:
