@@ -6,6 +6,7 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 
 import train_net
+from soft_teacher.data.agreement import check_same_on_all_ranks
 from soft_teacher.engine import trainer
 from soft_teacher.engine.ema import EMATeacher
 from soft_teacher.engine.loader_stream import LoaderStream
@@ -135,3 +136,17 @@ def average_statistics(folder: str) -> None:
     norm.running_var.fill_(1.0 + 4.0 * comm.get_rank())
     RunningStatistics(torch.nn.Sequential(norm)).average_over_processes()
     torch.save(norm.state_dict(), f"{folder}/norm_{comm.get_rank()}.pth")
+
+
+def read_other_data(folder: str) -> None:
+    """Process 1 has one image less than process 0; both write what they are told."""
+    rank = comm.get_rank()
+    records = [
+        {"file_name": f"{i}.png", "image_id": i, "height": 4, "width": 5} for i in range(5 - rank)
+    ]
+    try:
+        check_same_on_all_ranks(records, "labeled sets")
+    except ValueError as error:
+        message = str(error)
+    check_same_on_all_ranks(records[:4], "labeled sets")
+    torch.save({"message": message}, f"{folder}/other_{rank}.pth")

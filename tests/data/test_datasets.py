@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from small_coco import SIZES
 from soft_teacher.data import (
     labeled_records,
     register_custom_datasets,
@@ -169,3 +170,38 @@ def test_a_wrong_number_of_classes_is_refused_with_the_right_one(cfg):
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = 80
     with pytest.raises(ValueError, match=r"MODEL\.ROI_HEADS\.NUM_CLASSES .* set it to 2"):
         labeled_records(cfg)
+
+
+def test_a_class_that_no_labeled_image_shows_is_announced(cfg, coco, caplog):
+    def change(data):
+        data["categories"].append({"id": 1, "name": "unseen"})
+        data["annotations"][0].update(category_id=1, iscrowd=1)
+
+    edit(coco, change)
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = 3
+    labeled_records(cfg)
+    assert "No labeled image shows unseen" in caplog.text
+
+
+def test_labeled_sets_of_several_files_share_the_classes_of_the_first_by_name(cfg, coco):
+    data = json.loads((coco / "annotations.json").read_text())
+    for entry in data["categories"]:
+        entry["id"] = 100 - entry["id"]
+    for annotation in data["annotations"]:
+        annotation["category_id"] = 100 - annotation["category_id"]
+    (coco / "second.json").write_text(json.dumps(data))
+    name = cfg.DATASETS.TRAIN[0] + "_second"
+    cfg.DATASETS.CUSTOM += [[name, str(coco / "second.json"), str(coco / "images")]]
+    cfg.DATASETS.TRAIN += (name,)
+    records = labeled_records(cfg)
+    assert [r["annotations"][0]["category_id"] for r in records] == [0, 1, 0, 1, 0, 1, 0] * 2
+
+
+def test_unlabeled_images_come_from_a_folder_without_any_file(cfg, coco):
+    name = cfg.DATASETS.TRAIN[0] + "_folder"
+    cfg.DATASETS.CUSTOM += [[name, "", str(coco / "images")]]
+    cfg.DATASETS.UNLABELED = (name,)
+    records = unlabeled_records(cfg)
+    assert [Path(r["file_name"]).name for r in records] == [f"{i}.png" for i in range(7)]
+    assert [(r["width"], r["height"]) for r in records] == SIZES
+    assert unlabeled_ground_truth(cfg) == {}

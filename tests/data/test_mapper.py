@@ -5,7 +5,7 @@ import pytest
 import torch
 from detectron2.data import DatasetMapper
 from detectron2.structures import BoxMode
-from PIL import Image
+from PIL import ExifTags, Image
 
 from soft_teacher.data import mapper as mapper_module
 from soft_teacher.data.image_files import ImageError, read_image
@@ -234,3 +234,35 @@ def test_an_unreadable_test_image_is_named_by_its_file(cfg, record, tmp_path):
     record["file_name"] = str(tmp_path / "broken.png")
     with pytest.raises(ImageError, match=r"broken\.png"):
         ImageMapper(cfg)(record)
+
+
+@pytest.mark.parametrize("turned_in_json", [False, True])
+def test_boxes_stay_on_the_object_of_an_image_that_exif_turns(plain_cfg, tmp_path, turned_in_json):
+    # The object as it lies in the file, which is shown turned by a quarter to the right.
+    pixels = np.zeros((40, 60, 3), np.uint8)
+    pixels[5:15, 20:50] = 200
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    Image.fromarray(pixels).save(tmp_path / "turned.png", exif=exif)
+    # Labeling tools show the image turned or as it lies, and state the size that they have seen.
+    size, box = ((60, 40), [25, 20, 35, 50]) if turned_in_json else ((40, 60), [20, 5, 50, 15])
+    annotation = {"bbox": box, "bbox_mode": BoxMode.XYXY_ABS, "category_id": 0, "iscrowd": 0}
+    record = {"file_name": str(tmp_path / "turned.png"), "image_id": 1, "annotations": [annotation]}
+    record["height"], record["width"] = size
+    view = LabeledMapper(plain_cfg)(record, 0)
+    bright = view["image"][0] > 100
+    rows, columns = (torch.nonzero(bright.any(dim=d)).flatten() for d in (1, 0))
+    found = view["instances"].gt_boxes.tensor[0].tolist()
+    expected = [int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1]
+    assert found == pytest.approx(expected, abs=1.5)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 300), (2, 12000)])
+def test_the_smallest_and_the_longest_images_get_their_views(cfg, tmp_path, size):
+    height, width = size
+    Image.new("RGB", (width, height), (9, 9, 9)).save(tmp_path / "odd.png")
+    record = {"file_name": str(tmp_path / "odd.png"), "image_id": 0}
+    views = TwoViewMapper(cfg)(record, 3)
+    for view in (*views.values(), ImageMapper(cfg)(record)):
+        assert (view["height"], view["width"]) == size
+        assert min(view["image"].shape[1:]) >= 1

@@ -6,7 +6,7 @@ import pytest
 import torch
 from detectron2.engine import launch
 
-from ddp_worker import average_statistics, lose_an_image, train
+from ddp_worker import average_statistics, lose_an_image, read_other_data, train
 
 
 @pytest.fixture(scope="module")
@@ -50,3 +50,12 @@ def test_an_image_that_one_process_lacks_stops_both_before_the_step(tmp_path):
     assert results[0] == results[1]
     assert "Cannot read the image lost.png" in results[0]["message"]
     assert results[0]["consumed"] == [1, 1]
+
+
+def test_processes_that_have_read_other_data_all_stop(tmp_path):
+    limit = timedelta(seconds=60)
+    launch(read_other_data, 2, dist_url="auto", args=(str(tmp_path),), timeout=limit)
+    results = [torch.load(tmp_path / f"other_{rank}.pth", weights_only=True) for rank in range(2)]
+    assert results[0] == results[1]
+    assert "labeled sets differ" in results[0]["message"]
+    assert "process 0: 5 images" in results[0]["message"]

@@ -12,7 +12,7 @@ from fvcore.transforms.transform import Transform, TransformList
 
 from soft_teacher.data.color import RandomColor
 from soft_teacher.data.erase import RandomErase
-from soft_teacher.data.fast_transforms import Fast
+from soft_teacher.data.fast_transforms import AtLeastOnePixel, Fast
 from soft_teacher.data.geometry import RandomGeometry
 from soft_teacher.data.randomness import drawn_for_step
 
@@ -63,10 +63,16 @@ def strong_augmentations(cfg: CfgNode) -> list[T.Augmentation]:
     return [*_resize_and_flip(cfg, view=1), changes, *_erase(cfg)]
 
 
+def evaluation_augmentations(cfg: CfgNode) -> list[T.Augmentation]:
+    """The resize of evaluation, Detectron2's own."""
+    return [AtLeastOnePixel(x) for x in detection_utils.build_augmentation(cfg, is_train=False)]
+
+
 def _resize_and_flip(cfg: CfgNode, view: int) -> list[T.Augmentation]:
     if cfg.INPUT.CROP.ENABLED:
         raise ValueError("INPUT.CROP.ENABLED is not supported; set it to False.")
-    resize, *flip = map(Fast, detection_utils.build_augmentation(cfg, is_train=True))
+    resize, *flip = detection_utils.build_augmentation(cfg, is_train=True)
+    resize, *flip = map(Fast, (AtLeastOnePixel(resize), *flip))
     return [StepwiseResize(resize, view) if cfg.INPUT.AUG.SCALE_PER_STEP else resize, *flip]
 
 

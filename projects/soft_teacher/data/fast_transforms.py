@@ -58,6 +58,26 @@ class FastFlip(HFlipTransform):
         return cv2.flip(img, 1).reshape(img.shape)
 
 
+class AtLeastOnePixel(T.Augmentation):
+    """A resize that leaves a pixel of a side that it would round away, as of a 1 x 300 image.
+
+    Args:
+        augmentation: draws the transforms.
+    """
+
+    def __init__(self, augmentation: T.Augmentation) -> None:
+        super().__init__()
+        self.augmentation = augmentation
+
+    def get_transform(self, image: np.ndarray) -> Transform:
+        """Draw the transform for an image, (H, W, C)."""
+        drawn = self.augmentation.get_transform(image)
+        if isinstance(drawn, T.ResizeTransform) and min(drawn.new_h, drawn.new_w) < 1:
+            new_size = (max(drawn.new_h, 1), max(drawn.new_w, 1))
+            return T.ResizeTransform(drawn.h, drawn.w, *new_size, drawn.interp)
+        return drawn
+
+
 class Fast(T.Augmentation):
     """An augmentation whose resizes and horizontal flips are the fast ones.
 

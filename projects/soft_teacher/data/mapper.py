@@ -11,6 +11,7 @@ from detectron2.structures import BoxMode, Instances
 from fvcore.transforms.transform import TransformList
 
 from soft_teacher.data.augmentation import (
+    evaluation_augmentations,
     labeled_augmentations,
     strong_augmentations,
     weak_augmentations,
@@ -178,7 +179,7 @@ class ImageMapper:
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         """Arguments of the constructor, read from the config."""
         return {
-            "augmentations": detection_utils.build_augmentation(cfg, is_train=False),
+            "augmentations": evaluation_augmentations(cfg),
             "image_format": cfg.INPUT.FORMAT,
         }
 
