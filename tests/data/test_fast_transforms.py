@@ -4,7 +4,7 @@ from detectron2.data import transforms as T
 from fvcore.transforms.transform import HFlipTransform, VFlipTransform
 from PIL import Image
 
-from soft_teacher.data.fast_transforms import Fast, FastFlip, FastResize
+from soft_teacher.data.fast_transforms import FastFlip, FastResize, Redrawn, fast
 
 
 def photo(height, width, channels=3):
@@ -70,10 +70,11 @@ def test_draws_are_those_of_the_augmentation_inside():
         np.random.seed(seed)
         drawn = inside.get_transform(image)
         np.random.seed(seed)
-        fast = Fast(inside).get_transform(image)
-        assert isinstance(fast, FastResize)
-        assert (fast.h, fast.w, fast.new_h, fast.new_w) == (60, 80, drawn.new_h, drawn.new_w)
-    flip = Fast(T.RandomFlip(1.0)).get_transform(image)
+        quick = Redrawn(inside, fast).get_transform(image)
+        assert isinstance(quick, FastResize)
+        assert (quick.h, quick.w, quick.new_h, quick.new_w) == (60, 80, drawn.new_h, drawn.new_w)
+    flip = Redrawn(T.RandomFlip(1.0), fast).get_transform(image)
     assert isinstance(flip, FastFlip) and flip.width == 80
-    vertical = Fast(T.RandomFlip(1.0, horizontal=False, vertical=True)).get_transform(image)
+    flip = T.RandomFlip(1.0, horizontal=False, vertical=True)
+    vertical = Redrawn(flip, fast).get_transform(image)
     assert isinstance(vertical, VFlipTransform)

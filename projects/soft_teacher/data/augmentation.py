@@ -12,7 +12,7 @@ from fvcore.transforms.transform import Transform, TransformList
 
 from soft_teacher.data.color import RandomColor
 from soft_teacher.data.erase import RandomErase
-from soft_teacher.data.fast_transforms import AtLeastOnePixel, Fast
+from soft_teacher.data.fast_transforms import Redrawn, at_least_one_pixel, fast
 from soft_teacher.data.geometry import RandomGeometry
 from soft_teacher.data.randomness import drawn_for_step
 
@@ -65,14 +65,15 @@ def strong_augmentations(cfg: CfgNode) -> list[T.Augmentation]:
 
 def evaluation_augmentations(cfg: CfgNode) -> list[T.Augmentation]:
     """The resize of evaluation, Detectron2's own."""
-    return [AtLeastOnePixel(x) for x in detection_utils.build_augmentation(cfg, is_train=False)]
+    drawn = detection_utils.build_augmentation(cfg, is_train=False)
+    return [Redrawn(x, at_least_one_pixel) for x in drawn]
 
 
 def _resize_and_flip(cfg: CfgNode, view: int) -> list[T.Augmentation]:
     if cfg.INPUT.CROP.ENABLED:
         raise ValueError("INPUT.CROP.ENABLED is not supported; set it to False.")
-    resize, *flip = detection_utils.build_augmentation(cfg, is_train=True)
-    resize, *flip = map(Fast, (AtLeastOnePixel(resize), *flip))
+    drawn = detection_utils.build_augmentation(cfg, is_train=True)
+    resize, *flip = (Redrawn(x, at_least_one_pixel, fast) for x in drawn)
     return [StepwiseResize(resize, view) if cfg.INPUT.AUG.SCALE_PER_STEP else resize, *flip]
 
 

@@ -3,6 +3,8 @@
 Draws, sizes and coordinates are Detectron2's own; only the arithmetic on pixels is another.
 """
 
+from collections.abc import Callable
+
 import cv2
 import numpy as np
 import torch
@@ -58,43 +60,42 @@ class FastFlip(HFlipTransform):
         return cv2.flip(img, 1).reshape(img.shape)
 
 
-class AtLeastOnePixel(T.Augmentation):
-    """A resize that leaves a pixel of a side that it would round away, as of a 1 x 300 image.
+class Redrawn(T.Augmentation):
+    """An augmentation whose transforms are exchanged for others after they are drawn.
 
     Args:
         augmentation: draws the transforms.
+        changes: functions such as `fast`, applied one after the other.
     """
 
-    def __init__(self, augmentation: T.Augmentation) -> None:
+    def __init__(
+        self, augmentation: T.Augmentation, *changes: Callable[[Transform], Transform]
+    ) -> None:
         super().__init__()
         self.augmentation = augmentation
+        self.changes = changes
 
     def get_transform(self, image: np.ndarray) -> Transform:
         """Draw the transform for an image, (H, W, C)."""
         drawn = self.augmentation.get_transform(image)
-        if isinstance(drawn, T.ResizeTransform) and min(drawn.new_h, drawn.new_w) < 1:
-            new_size = (max(drawn.new_h, 1), max(drawn.new_w, 1))
-            return T.ResizeTransform(drawn.h, drawn.w, *new_size, drawn.interp)
+        for change in self.changes:
+            drawn = change(drawn)
         return drawn
 
 
-class Fast(T.Augmentation):
-    """An augmentation whose resizes and horizontal flips are the fast ones.
-
-    Args:
-        augmentation: draws the transforms.
-    """
-
-    def __init__(self, augmentation: T.Augmentation) -> None:
-        super().__init__()
-        self.augmentation = augmentation
-
-    def get_transform(self, image: np.ndarray) -> Transform:
-        """Draw the transform for an image, (H, W, C)."""
-        drawn = self.augmentation.get_transform(image)
-        # Subclasses may do something else, so they stay as they are.
-        if type(drawn) is T.ResizeTransform:
-            return FastResize(drawn.h, drawn.w, drawn.new_h, drawn.new_w, drawn.interp)
-        if type(drawn) is HFlipTransform:
-            return FastFlip(drawn.width)
+def at_least_one_pixel(drawn: Transform) -> Transform:
+    """Leave a pixel of a side that a resize would round away, as of a 1 x 300 image."""
+    if not isinstance(drawn, T.ResizeTransform) or min(drawn.new_h, drawn.new_w) >= 1:
         return drawn
+    new_size = (max(drawn.new_h, 1), max(drawn.new_w, 1))
+    return T.ResizeTransform(drawn.h, drawn.w, *new_size, drawn.interp)
+
+
+def fast(drawn: Transform) -> Transform:
+    """The fast one in place of a resize or a horizontal flip."""
+    # Subclasses may do something else, so they stay as they are.
+    if type(drawn) is T.ResizeTransform:
+        return FastResize(drawn.h, drawn.w, drawn.new_h, drawn.new_w, drawn.interp)
+    if type(drawn) is HFlipTransform:
+        return FastFlip(drawn.width)
+    return drawn
