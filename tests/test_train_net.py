@@ -148,6 +148,22 @@ def test_channels_last_changes_the_layout_of_the_weights_and_losses_by_rounding_
             assert layout == channels_last
 
 
+def test_an_unreadable_test_image_stops_with_its_name_and_costs_nothing_that_is_finished(
+    config_file, tmp_path
+):
+    options = {"SOLVER__MAX_ITER": 3, "SOLVER__CHECKPOINT_PERIOD": 100, "TEST__EVAL_PERIOD": 2}
+    run(config_file, tmp_path / "whole", **options)
+    image = tmp_path / "val_1.png"
+    content = image.read_bytes()
+    image.write_bytes(content[: len(content) // 2])
+    with pytest.raises(OSError, match=r"Cannot read the image .*val_1\.png"):
+        run(config_file, tmp_path / "cut", **options)
+    assert checkpoint(tmp_path / "cut", "model_0000001.pth")["iteration"] == 1
+    image.write_bytes(content)
+    run(config_file, tmp_path / "cut", "--resume", **options)
+    assert_same(checkpoint(tmp_path / "cut"), checkpoint(tmp_path / "whole"))
+
+
 def test_a_config_that_would_run_python_is_refused(tmp_path):
     path = tmp_path / "bad.yaml"
     path.write_text("SEED: !!python/object/apply:os.getpid []\n")

@@ -188,11 +188,15 @@ class SoftTeacherTrainer(DefaultTrainer):
     def evaluate(self) -> dict:
         """Evaluate student and, where it differs, teacher on DATASETS.TEST.
 
-        Not when training is about to stop: there may be little time left.
+        Not when training is about to stop: there may be little time left. What was learned is
+        saved first: a test image may be unreadable, and a long evaluation may be killed.
         """
         if self._trainer.agreed_signal:
             logger.info("Evaluation is left out, because training stops")
             return {}
+        # After the last iteration, when Detectron2 has counted past it, the final one is there.
+        if self.iter < self.max_iter:
+            self._saving.save_unless_saved(self.iter)
         models = {"student": self.student}
         if self.cfg.SOFT_TEACHER.EMA.ENABLED:
             models["teacher"] = self.teacher
