@@ -1,7 +1,12 @@
 """What each of two processes runs in the distributed tests; results go to files."""
 
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+
 import torch
-from detectron2.engine import create_ddp_model, default_argument_parser
+from detectron2.engine import create_ddp_model, default_argument_parser, launch
+from detectron2.engine.launch import DEFAULT_TIMEOUT
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 
@@ -9,6 +14,7 @@ import train_net
 from soft_teacher.data.agreement import check_same_on_all_ranks
 from soft_teacher.engine import trainer
 from soft_teacher.engine.ema import EMATeacher
+from soft_teacher.engine.launching import run_as_one_process
 from soft_teacher.engine.loader_stream import LoaderStream
 from soft_teacher.engine.precision import Precision
 from soft_teacher.engine.running_statistics import RunningStatistics
@@ -21,6 +27,14 @@ EASY = {
     "SOFT_TEACHER.PSEUDO_LABELS.RPN_SCORE": 0.1,
     "SOFT_TEACHER.PSEUDO_LABELS.REG_VARIANCE": 10.0,
 }
+
+
+def launch_two(
+    main: Callable[..., None], *args: object, timeout: timedelta = DEFAULT_TIMEOUT
+) -> None:
+    """Run `main(*args)`, paths as text, in two processes."""
+    texts = [str(x) if isinstance(x, Path) else x for x in args]
+    launch(run_as_one_process, 2, dist_url="auto", args=(main, *texts), timeout=timeout)
 
 
 def _streams(rank: int) -> tuple[LoaderStream, LoaderStream]:
@@ -150,3 +164,20 @@ def read_other_data(folder: str) -> None:
         message = str(error)
     check_same_on_all_ranks(records[:4], "labeled sets")
     torch.save({"message": message}, f"{folder}/other_{rank}.pth")
+
+
+def list_threads(folder: str) -> None:
+    """Names of this process' threads while the group is in use, and when it has been left."""
+    during = []
+
+    def use_group() -> None:
+        comm.all_gather(comm.get_rank())
+        during.extend(_thread_names())
+
+    rank = comm.get_rank()
+    run_as_one_process(use_group)
+    torch.save((during, _thread_names()), f"{folder}/threads_{rank}.pth")
+
+
+def _thread_names() -> list[str]:
+    return [x.read_text().strip() for x in Path("/proc/self/task").glob("*/comm")]

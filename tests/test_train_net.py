@@ -7,10 +7,10 @@ import pytest
 import torch
 import yaml
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.engine import default_argument_parser, launch
+from detectron2.engine import default_argument_parser
 
 import train_net
-from ddp_worker import run_train_net
+from ddp_worker import launch_two, run_train_net
 from soft_teacher.engine.trainer import refuse_what_would_be_ignored
 from tiny import tiny_config
 from tiny_training import assert_same, checkpoint, write_config
@@ -74,13 +74,13 @@ def test_a_training_that_lacks_only_its_final_checkpoint_is_completed(config_fil
 def test_two_processes_train_evaluate_and_resume_exactly(config_file, tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     for output in (whole, parts):
-        launch(run_train_net, 2, dist_url="auto", args=(str(config_file), str(output), False))
+        launch_two(run_train_net, config_file, output, False)
     logged = metrics(whole)
     for key in ("student/bbox/AP", "teacher/bbox/AP", "pseudo_boxes_cls", "images_per_second"):
         assert any(key in x for x in logged), key
     (parts / "last_checkpoint").write_text("model_0000003.pth")
     (parts / "model_final.pth").unlink()
-    launch(run_train_net, 2, dist_url="auto", args=(str(config_file), str(parts), True))
+    launch_two(run_train_net, config_file, parts, True)
     final = checkpoint(whole)
     assert_same(final, checkpoint(parts))
     assert len(final["random_states"]) == 2

@@ -4,15 +4,21 @@ from datetime import timedelta
 
 import pytest
 import torch
-from detectron2.engine import launch
 
-from ddp_worker import average_statistics, lose_an_image, read_other_data, train
+from ddp_worker import (
+    average_statistics,
+    launch_two,
+    list_threads,
+    lose_an_image,
+    read_other_data,
+    train,
+)
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ddp")
-    launch(train, 2, dist_url="auto", args=(str(folder),))
+    launch_two(train, folder)
     return [torch.load(folder / f"{rank}.pth", weights_only=True) for rank in range(2)]
 
 
@@ -35,7 +41,7 @@ def test_models_are_bit_identical_across_processes(results, model):
 
 
 def test_running_statistics_are_averaged_over_processes(tmp_path):
-    launch(average_statistics, 2, dist_url="auto", args=(str(tmp_path),))
+    launch_two(average_statistics, tmp_path)
     for rank in range(2):
         state = torch.load(tmp_path / f"norm_{rank}.pth", weights_only=True)
         assert state["running_mean"].tolist() == [0.5] * 3
@@ -44,8 +50,7 @@ def test_running_statistics_are_averaged_over_processes(tmp_path):
 
 def test_an_image_that_one_process_lacks_stops_both_before_the_step(tmp_path):
     # Processes that wait for each other fail after this time.
-    limit = timedelta(seconds=60)
-    launch(lose_an_image, 2, dist_url="auto", args=(str(tmp_path),), timeout=limit)
+    launch_two(lose_an_image, tmp_path, timeout=timedelta(seconds=60))
     results = [torch.load(tmp_path / f"lost_{rank}.pth", weights_only=True) for rank in range(2)]
     assert results[0] == results[1]
     assert "Cannot read the image lost.png" in results[0]["message"]
@@ -53,9 +58,17 @@ def test_an_image_that_one_process_lacks_stops_both_before_the_step(tmp_path):
 
 
 def test_processes_that_have_read_other_data_all_stop(tmp_path):
-    limit = timedelta(seconds=60)
-    launch(read_other_data, 2, dist_url="auto", args=(str(tmp_path),), timeout=limit)
+    launch_two(read_other_data, tmp_path, timeout=timedelta(seconds=60))
     results = [torch.load(tmp_path / f"other_{rank}.pth", weights_only=True) for rank in range(2)]
     assert results[0] == results[1]
     assert "labeled sets differ" in results[0]["message"]
     assert "process 0: 5 images" in results[0]["message"]
+
+
+def test_no_thread_of_a_process_group_outlives_it(tmp_path):
+    """Python's end would abort the process, now and then, in which such a thread is at work."""
+    launch_two(list_threads, tmp_path)
+    for rank in range(2):
+        during, after = torch.load(tmp_path / f"threads_{rank}.pth", weights_only=True)
+        assert any("gloo" in x for x in during)
+        assert not any("gloo" in x for x in after)

@@ -6,7 +6,9 @@ import signal
 import sys
 from collections.abc import Callable
 
+import torch.distributed as dist
 from detectron2.engine import launch
+from detectron2.utils import comm
 from torch.multiprocessing import ProcessExitedException
 
 from soft_teacher.engine.stop_signal import ForwardedSignal, exit_status
@@ -31,7 +33,7 @@ def launch_training(main: Callable[[argparse.Namespace], object], args: argparse
     with forwarded.caught() if several else contextlib.nullcontext():
         try:
             launch(
-                _run,
+                run_as_one_process,
                 args.num_gpus,
                 num_machines=args.num_machines,
                 machine_rank=args.machine_rank,
@@ -45,9 +47,31 @@ def launch_training(main: Callable[[argparse.Namespace], object], args: argparse
             sys.exit(error.exit_code if error.exit_code > 0 else exit_status(-error.exit_code))
 
 
-def _run(main: Callable[[argparse.Namespace], object], args: argparse.Namespace) -> None:
+def run_as_one_process(main: Callable[..., object], *args: object) -> None:
+    """Run `main(*args)` in a process that `launch` started, and leave the process group after it.
+
+    After an error the group stays as it is: to leave it could mean to wait for other processes.
+
+    Raises:
+        SystemExit: `main` was interrupted, or ended itself so.
+    """
     try:
-        main(args)
+        main(*args)
     except KeyboardInterrupt:
         # Where nothing was to be saved. torch's launcher would take it for success.
         sys.exit(exit_status(signal.SIGINT))
+    except SystemExit:
+        _leave_process_group()
+        raise
+    _leave_process_group()
+
+
+def _leave_process_group() -> None:
+    """End the group's threads: one that is still at work when Python ends aborts the process."""
+    if not dist.is_initialized():
+        return
+    dist.destroy_process_group()
+    # Gloo's threads live for as long as anyone refers to its groups, as Detectron2 goes on to do.
+    comm._get_global_gloo_group.cache_clear()
+    comm.create_local_process_group.cache_clear()
+    comm._LOCAL_PROCESS_GROUP = None
