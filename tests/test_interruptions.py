@@ -131,6 +131,16 @@ def test_a_training_killed_at_any_moment_ends_with_the_same_weights(bench, reque
     assert names == [*(f"model_{i:07d}.pth" for i in (7, 9, 11)), "model_final.pth"]
 
 
+@pytest.fixture
+def one_thread():
+    """As many as the trainings have that the results are compared with."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(num_threads)
+
+
+@pytest.mark.usefixtures("one_thread")
 def test_a_signal_while_a_checkpoint_is_saved_does_no_harm(bench, tmp_path, monkeypatch, capfd):
     def save_interrupted(*args):
         for number in (signal.SIGUSR2, signal.SIGTERM):
