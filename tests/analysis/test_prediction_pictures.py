@@ -89,7 +89,8 @@ def test_the_first_images_are_drawn_with_counts_of_the_confident_predictions(tmp
     predictions = []
     for image_id in (1, 2, 3):
         Image.new("RGB", (60 + image_id, 50), "gray").save(tmp_path / f"{image_id}.png")
-        truth["images"].append({"id": image_id, "file_name": f"{image_id}.png"})
+        size = {"width": 60 + image_id, "height": 50}
+        truth["images"].append({"id": image_id, "file_name": f"{image_id}.png", **size})
         objects, _ = scene(image_id, image_id)
         truth["annotations"] += objects
         for i, x in enumerate(objects):

@@ -8,10 +8,17 @@ import pytest
 from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
+from measured_boxes import write_made_up_quality
 from soft_teacher.analysis.curves import Chart, Curve, plot_chart
 from soft_teacher.analysis.html_page import card, figure, paragraph, table
 from soft_teacher.analysis.logged_pictures import read_logged_pictures
-from soft_teacher.analysis.report import ReportedData, ReportedRun, build_report, summarize
+from soft_teacher.analysis.report import (
+    QUALITY_FOLDER,
+    ReportedData,
+    ReportedRun,
+    build_report,
+    summarize,
+)
 from soft_teacher.analysis.results import AP_NAMES, summarize_seeds
 
 EVIL = "<script>alert('&')</script>"
@@ -172,6 +179,18 @@ def test_pictures_that_the_training_logged_are_in_the_report(parts):
     page = Page(build_report(**parts))
     assert page.tags.count("img") == 6 + 3 + 6
     assert "Iteration 100" in page.text
+
+
+def test_an_analysis_of_the_pseudo_labels_is_in_the_report(parts):
+    write_made_up_quality(parts["soft_teacher"].output_dir / QUALITY_FOLDER, EVIL)
+    document = build_report(**parts)
+    page = Page(document)
+    assert "script" not in page.tags
+    assert page.tags.count("img") == 6 + 3 + 3
+    text = "".join(page.text)
+    assert "Quality of the pseudo labels" in text
+    assert "the variance says more" in text
+    assert f"The teacher of {EVIL} labeled these images." in text
 
 
 def test_every_block_escapes_what_it_is_given():

@@ -3,6 +3,7 @@
 import io
 from dataclasses import dataclass
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -81,16 +82,26 @@ def plot_chart(chart: Chart, size: tuple[float, float] = (6.4, 3.4)) -> bytes:
     axes.autoscale_view()
     axes.set_xlim(left=0)
     axes.set_ylim(0, chart.y_max)
-    axes.set_xlabel("iteration", color=TEXT_COLOR)
-    axes.set_ylabel(chart.y_label, color=TEXT_COLOR)
+    style_axes(axes, "iteration", chart.y_label)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.grid(color=GRID_COLOR, linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.tick_params(colors=TEXT_COLOR, length=0)
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.spines["bottom"].set_color(GRID_COLOR)
     if len(chart.curves) > 1:
         axes.legend(frameon=False, labelcolor=TEXT_COLOR)
+    return as_png(figure)
+
+
+def style_axes(axes: Axes, x_label: str, y_label: str) -> None:
+    """Give axes their captions, a light grid and no frame."""
+    axes.set_xlabel(x_label, color=TEXT_COLOR)
+    axes.set_ylabel(y_label, color=TEXT_COLOR)
+    axes.grid(color=GRID_COLOR, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(which="both", colors=TEXT_COLOR, length=0)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.spines["bottom"].set_color(GRID_COLOR)
+
+
+def as_png(figure: Figure) -> bytes:
+    """A figure as a PNG file."""
     file = io.BytesIO()
     figure.savefig(file, format="png")
     return file.getvalue()

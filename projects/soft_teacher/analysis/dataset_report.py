@@ -57,7 +57,7 @@ def build_json(data: CheckedData) -> dict[str, Any]:
 
 
 def summary(data: CheckedData) -> str:
-    """What a terminal shows: the findings that matter, without their places."""
+    """What a terminal shows: the findings that matter, and places of those that stop training."""
     lines = []
     for title, findings in (
         *((_title(checked), checked.findings) for checked in data.sets),
@@ -69,7 +69,7 @@ def summary(data: CheckedData) -> str:
         for finding in shown:
             lines.append(f"  {finding.count:>7,} {finding.kind}: {finding.level}")
             if finding.level == STOPS:
-                lines += [f"          {place}" for place in finding.places[:3]]
+                lines += [f"          {_one_line(place)}" for place in finding.places[:3]]
     return "\n".join([*lines, verdict(data)])
 
 

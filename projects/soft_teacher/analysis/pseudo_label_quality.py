@@ -1,7 +1,9 @@
 """How many pseudo boxes are right, and how many objects they find (figure 3a)."""
 
-from detectron2.structures import Boxes, pairwise_iou
+from detectron2.structures import Boxes
 from torch import Tensor
+
+from soft_teacher.analysis.matching import overlaps_of_class
 
 
 def match_counts(
@@ -29,8 +31,7 @@ def match_counts(
     num_pseudo, num_truth = len(pred_boxes), len(gt_boxes)
     if num_pseudo == 0 or num_truth == 0:
         return 0, num_pseudo, num_truth
-    overlaps = pairwise_iou(pred_boxes, gt_boxes)
-    overlaps[pred_classes[:, None] != gt_classes[None, :]] = 0.0
+    overlaps = overlaps_of_class(pred_boxes, pred_classes, gt_boxes, gt_classes)
     correct = 0
     while True:
         best = int(overlaps.argmax())

@@ -8,11 +8,14 @@ import yaml
 from markupsafe import Markup
 
 from soft_teacher.analysis import html_page as html
+from soft_teacher.analysis.comparison_page import comparison_row
 from soft_teacher.analysis.curves import plot_chart
 from soft_teacher.analysis.drawing import LEGEND
 from soft_teacher.analysis.logged_pictures import read_logged_pictures
 from soft_teacher.analysis.metrics_log import AP_NAMES, Metrics, read_metrics
 from soft_teacher.analysis.prediction_pictures import COLOR_MEANINGS, draw_comparisons
+from soft_teacher.analysis.quality_files import read_quality
+from soft_teacher.analysis.quality_page import claim, main_rows, quality_blocks
 from soft_teacher.analysis.results import (
     EQUAL_TIME,
     TITLES,
@@ -26,6 +29,8 @@ from soft_teacher.analysis.training_charts import training_charts
 NUM_SCENES = 6
 NUM_LOGGED_PICTURES = 6
 MIN_SCORE = 0.5
+# Where tools/analyze_pseudo_labels.py leaves its results, in the folder of the training.
+QUALITY_FOLDER = "pseudo_labels"
 STEPS = {
     "install": "Installing",
     "data": "Making the data",
@@ -104,6 +109,9 @@ def build_report(
         body.append(_seeds_section(seeds))
     body.append(_curves_section(supervised.metrics, soft_teacher.metrics))
     body.append(_predictions_section(supervised, soft_teacher, data))
+    quality = read_quality(soft_teacher.output_dir / QUALITY_FOLDER)
+    if quality is not None:
+        body.append(_quality_section(*quality))
     logged = read_logged_pictures(
         soft_teacher.output_dir, "pseudo_labels", at_most=NUM_LOGGED_PICTURES
     )
@@ -218,16 +226,7 @@ def _predictions_section(
         NUM_SCENES,
         MIN_SCORE,
     )
-    rows = [
-        html.group(
-            "row",
-            [
-                html.figure(x.jpeg, x.title, x.caption, f"{x.title}: {comparison.file_name}")
-                for x in comparison.pictures
-            ],
-        )
-        for comparison in comparisons
-    ]
+    rows = [comparison_row(x) for x in comparisons]
     return html.section(
         "Predictions",
         html.paragraph(
@@ -236,6 +235,14 @@ def _predictions_section(
         ),
         html.color_key(COLOR_MEANINGS),
         *rows,
+    )
+
+
+def _quality_section(summary: dict[str, Any], figures: list[bytes]) -> Markup:
+    claims = [html.paragraph(claim(x)) for x in main_rows(summary)]
+    origin = html.paragraph(f"The {summary['model']} of {summary['weights']} labeled these images.")
+    return html.section(
+        "Quality of the pseudo labels", *claims, *quality_blocks(summary, figures), origin
     )
 
 
