@@ -110,7 +110,7 @@ ANNOTATION_PROBLEMS = {
     "boxes that are not four finite numbers, left out": 1,
     "annotations of images that the file does not list, left out": 1,
     "annotations of categories that the file does not list, left out": 1,
-    "objects whose polygons have fewer than three points, left out": 1,
+    "objects whose mask has no polygon of three points and is no run-length code, left out": 1,
     "annotations with the id of another one, kept": 1,
 }
 

@@ -82,7 +82,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"Pictures: {len(files)} in {args.output}, {files[0].name} to {files[-1].name}")
     if args.html is not None:
         args.html.parent.mkdir(parents=True, exist_ok=True)
-        args.html.write_text(build_page(samples, cfg), encoding="utf-8")
+        # Names of files need not be valid text.
+        page = build_page(samples, cfg)
+        args.html.write_text(page, encoding="utf-8", errors="backslashreplace")
         print(f"Page:     {args.html}")
 
 

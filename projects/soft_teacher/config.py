@@ -6,6 +6,7 @@ equations, sections and tables are the paper's (Xu et al., ICCV 2021).
 
 from collections.abc import Sequence
 
+import yaml
 from detectron2.config import CfgNode as CN
 from detectron2.config import get_cfg
 
@@ -13,12 +14,25 @@ from detectron2.config import get_cfg
 def load_config(path: str, overrides: Sequence[str] = ()) -> CN:
     """Detectron2's defaults and this project's, changed by a file, then by KEY VALUE pairs.
 
-    A file that would run Python code (a YAML tag) is refused.
+    Raises:
+        ValueError: the file, or one that it is based on, is no plain YAML: a tag in it might run
+            Python code; or a key would have Detectron2 read a pickle.
     """
     cfg = get_cfg()
     add_soft_teacher_config(cfg)
-    cfg.merge_from_file(path, allow_unsafe=False)
+    try:
+        cfg.merge_from_file(path, allow_unsafe=False)
+    except yaml.YAMLError as error:
+        raise ValueError(
+            f"The config {path}, or a _BASE_ of it, is no plain YAML: {error}. Tags of Python "
+            "objects could run code and are refused; write numbers, strings and lists instead."
+        ) from error
     cfg.merge_from_list(list(overrides))
+    if cfg.MODEL.LOAD_PROPOSALS:
+        raise ValueError(
+            "MODEL.LOAD_PROPOSALS is True, but Detectron2 reads proposals from pickles, which can "
+            "run any code; set it to False: proposals come from the RPN."
+        )
     return cfg
 
 
@@ -38,6 +52,9 @@ def _add_data_keys(cfg: CN) -> None:
     cfg.DATASETS.FOLD = 1
     # Your own sets in COCO format: a list of [name, annotation_json, image_root].
     cfg.DATASETS.CUSTOM = []
+    # Largest image that is decoded, in pixels (height times width), by the head of its file: a file
+    # of a few bytes may claim billions. 12,000 x 12,000 is 144 million. Our own choice.
+    cfg.INPUT.MAX_PIXELS = 200_000_000
     # Unlabeled images per step, over all GPUs. SOLVER.IMS_PER_BATCH counts the labeled ones, as
     # everywhere in Detectron2. Both counts are exact in every step; the official code draws
     # them at random (mean 1.33 labeled : 3.67 unlabeled per GPU in the partial setting).

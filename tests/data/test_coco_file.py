@@ -81,13 +81,14 @@ def test_other_names_are_refused(tmp_path, classes, message):
         load(tmp_path, classes=classes)
 
 
+NO_MASK = "objects whose mask has no polygon of three points and is no run-length code"
 BAD_ANNOTATIONS = {
     "annotations of images that the file does not list": {"image_id": 999},
     "annotations of categories that the file does not list": {"category_id": 5},
     "boxes that are not four finite numbers": {"bbox": [1, 2, float("nan"), 4]},
     "boxes without area": {"bbox": [1, 2, 0, 4]},
     "boxes outside their image": {"bbox": [500, 2, 10, 4]},
-    "objects whose polygons have fewer than three points": {"segmentation": [[1, 2, 3, 4]]},
+    NO_MASK: {"segmentation": [[1, 2, 3, 4]]},
 }
 
 
@@ -107,6 +108,27 @@ def test_bad_annotations_are_left_out_and_counted(tmp_path, kind, change):
 def test_boxes_of_another_form_are_left_out(tmp_path, box):
     found = load(tmp_path, lambda content: content["annotations"][0].update(bbox=box))
     assert counts(found.problems) == {"boxes that are not four finite numbers, left out": 1}
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        {"counts": "abc"},
+        {"size": [60, 40]},
+        {"size": [60], "counts": [60]},
+        {"size": [60, -40], "counts": "abc"},
+        {"size": [60, 40], "counts": [100, 50]},
+        {"size": [60, 40], "counts": [2405, -5]},
+        {"size": [60, 40], "counts": None},
+    ],
+)
+@pytest.mark.parametrize("masks", [True, False])
+def test_run_length_codes_of_another_form_are_left_out(tmp_path, code, masks):
+    def change(content):
+        content["annotations"][0]["segmentation"] = code
+
+    found = load(tmp_path, change, masks=masks)
+    assert counts(found.problems) == {f"{NO_MASK}, left out": 1}
 
 
 @pytest.mark.parametrize("box", [[1, 2, -5, 4], [1, 2, 5, -4]])

@@ -173,15 +173,28 @@ def test_very_large_images_are_found(tmp_path, monkeypatch, width, height):
     assert by_kind(checked.findings)[kind].places == [str(tmp_path / "a.png")]
 
 
-def test_an_image_that_pillow_takes_for_a_bomb_is_unreadable_and_a_warning_is_silent(
+def test_an_image_of_more_pixels_than_the_config_allows_is_unreadable_and_no_warning_is_shown(
     tmp_path, monkeypatch, recwarn
 ):
-    photo(10, 12).save(tmp_path / "a.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    assert scan_image(str(tmp_path / "a.png")).size == (12, 10)
-    assert not recwarn.list
+    photo(10, 12).save(tmp_path / "a.png")
+    path = str(tmp_path / "a.png")
+    assert scan_image(path, None, 120).size == (12, 10)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    assert "10 x 12 pixels, more than INPUT.MAX_PIXELS (119)" in scan_image(path, None, 119).error
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)
-    assert "decompression bomb" in scan_image(str(tmp_path / "a.png")).error
+    assert "far beyond INPUT.MAX_PIXELS" in scan_image(path, None, 59).error
+    assert not recwarn.list
+
+
+def test_the_pixel_limit_of_the_config_reaches_the_check(cfg):
+    cfg.INPUT.MAX_PIXELS = 60 * 45
+    labeled, unlabeled = check_config(cfg, None).sets
+    for checked, level in ((labeled, STOPS), (unlabeled, LOOK)):
+        finding = by_kind(checked.findings)["unreadable images"]
+        # 64 x 48, 72 x 40, 44 x 66 and 48 x 64 are larger.
+        assert (finding.level, finding.count) == (level, 4)
+        assert all("INPUT.MAX_PIXELS (2700)" in place for place in finding.places)
 
 
 def test_two_workers_on_two_sets_keep_the_order_of_the_records(tmp_path):

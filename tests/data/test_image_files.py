@@ -1,14 +1,17 @@
 """Every kind of image file that people have: read as it is meant, or refused by its name."""
 
-import io
 import struct
+import zlib
 
 import numpy as np
 import pytest
+from detectron2.config import get_cfg
 from detectron2.data import detection_utils
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, ImageFile
 
-from soft_teacher.data.image_files import ImageError, read_image, read_image_size
+from soft_teacher import add_soft_teacher_config
+from soft_teacher.data import ImageMapper, LabeledMapper, TwoViewMapper
+from soft_teacher.data.image_files import MAX_PIXELS, ImageError, read_image, read_image_size
 
 RED = (250, 10, 20)
 
@@ -120,16 +123,95 @@ def test_a_folder_in_place_of_a_file_is_refused_by_name(tmp_path):
         read_image(str(tmp_path), "RGB")
 
 
-def test_an_image_beyond_pillows_limit_is_refused_before_it_is_decoded(tmp_path):
-    # A PNG whose head claims 60,000 x 60,000 pixels.
-    path = tmp_path / "bomb.png"
-    buffer = io.BytesIO()
-    Image.new("L", (1, 1)).save(buffer, "png")
-    content = bytearray(buffer.getvalue())
-    content[16:24] = struct.pack(">II", 60000, 60000)
-    path.write_bytes(bytes(content))
-    with pytest.raises(ImageError, match=r"bomb\.png"):
-        read_image(str(path), "RGB")
+# Heads of files that claim 60,000 x 50,000 pixels and hold next to none, made by hand: the
+# formats' own layouts. (WebP cannot claim more than 16,383 pixels a side.)
+BOMBS = {
+    "bomb.png": b"\x89PNG\r\n\x1a\n"
+    + struct.pack(">I4sIIBBBBB", 13, b"IHDR", 60000, 50000, 8, 2, 0, 0, 0)
+    + struct.pack(">I", zlib.crc32(struct.pack(">4sIIBBBBB", b"IHDR", 60000, 50000, 8, 2, 0, 0, 0)))
+    + struct.pack(">I4s", 8, b"IDAT"),
+    "bomb.jpg": b"\xff\xd8\xff\xc0"
+    + struct.pack(">HBHHB", 17, 8, 50000, 60000, 3)
+    + bytes((1, 17, 0, 2, 17, 0, 3, 17, 0))
+    + b"\xff\xda\x00\x0c\x03\x01\x00\x02\x00\x03\x00\x00\x3f\x00",
+    "bomb.bmp": b"BM"
+    + struct.pack("<IIIIiiHH", 54, 0, 54, 40, 60000, 50000, 1, 24)
+    + bytes(24),
+    "bomb.gif": b"GIF89a"
+    + struct.pack("<HHBBB", 60000, 50000, 0x80, 0, 0)
+    + bytes(6)
+    + struct.pack("<cHHHHBB", b",", 0, 0, 60000, 50000, 0, 8),
+    "bomb.ppm": b"P6 60000 50000 255\n",
+    "bomb.tif": b"II*\0"
+    + struct.pack("<IH", 8, 7)
+    + b"".join(
+        struct.pack("<HHII", tag, 4, 1, value)
+        for tag, value in {
+            256: 60000, 257: 50000, 258: 8, 259: 1, 262: 1, 273: 8, 279: 8,
+        }.items()
+    )
+    + bytes(4),
+}  # fmt: skip
+CLAIMED = 60000 * 50000
+
+
+@pytest.mark.parametrize("name", BOMBS)
+@pytest.mark.parametrize("max_pixels", [MAX_PIXELS, CLAIMED - 1])
+def test_an_image_of_too_many_pixels_is_refused_before_it_is_decoded(
+    tmp_path, monkeypatch, name, max_pixels
+):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda _: pytest.fail("decoded"))
+    path = tmp_path / name
+    path.write_bytes(BOMBS[name])
+    with pytest.raises(ImageError) as error:
+        read_image(str(path), "RGB", max_pixels=max_pixels)
+    message = str(error.value)
+    assert name in message and "INPUT.MAX_PIXELS" in message
+    if max_pixels == CLAIMED - 1:
+        assert f"60000 x 50000 pixels, more than INPUT.MAX_PIXELS ({max_pixels})" in message
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "bmp", "gif", "tif", "webp", "ppm", "jp2"])
+def test_the_limit_is_the_exact_number_of_pixels_in_every_format(tmp_path, suffix):
+    path = save(tmp_path / f"a.{suffix}", Image.new("RGB", (40, 30), RED))
+    assert read_image(path, "RGB", max_pixels=1200).shape == (30, 40, 3)
+    with pytest.raises(ImageError, match=r"40 x 30 pixels, more than INPUT\.MAX_PIXELS \(1199\)"):
+        read_image(path, "RGB", max_pixels=1199)
+    assert read_image_size(path) == (30, 40)
+
+
+def test_the_limit_alone_decides_and_not_pillows_smaller_one(tmp_path, monkeypatch, recwarn):
+    path = save(tmp_path / "a.png", Image.new("RGB", (40, 30), RED))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    assert read_image(path, "RGB", max_pixels=1200).shape == (30, 40, 3)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    assert read_image_size(path) == (30, 40)
+    assert not recwarn.list
+    assert MAX_PIXELS >= 12_000 * 12_000
+
+
+def test_the_limit_of_the_config_reaches_every_mapper(cfg, coco):
+    cfg.INPUT.MAX_PIXELS = 64 * 48 - 1
+    record = {"file_name": str(coco / "images/0.png"), "image_id": 1, "annotations": []}
+    for mapper in (LabeledMapper(cfg), TwoViewMapper(cfg)):
+        with pytest.raises(ImageError, match=r"0\.png.*INPUT\.MAX_PIXELS \(3071\)"):
+            mapper(record, 0)
+    with pytest.raises(ImageError, match=r"0\.png.*INPUT\.MAX_PIXELS \(3071\)"):
+        ImageMapper(cfg)(record)
+
+
+def test_the_default_of_the_config_is_that_of_the_reader():
+    cfg = get_cfg()
+    add_soft_teacher_config(cfg)
+    assert cfg.INPUT.MAX_PIXELS == MAX_PIXELS
+
+
+def test_a_format_for_which_pillow_starts_another_program_is_not_read(tmp_path):
+    path = save(tmp_path / "a.eps", Image.new("RGB", (4, 3), RED))
+    for read in (lambda: read_image(path, "RGB"), lambda: read_image_size(path)):
+        with pytest.raises(ImageError, match=r"a\.eps: it is in none of the formats JPEG, PNG"):
+            read()
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "bmp", "gif", "tif", "webp"])

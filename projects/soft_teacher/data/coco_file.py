@@ -7,7 +7,6 @@ What can be mended or left out is counted in `Problems`; what leaves no sensible
 
 import json
 import math
-import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +14,7 @@ from detectron2.structures import BoxMode
 from detectron2.utils.file_io import PathManager
 from pycocotools import mask as mask_util
 
+from soft_teacher.data.image_paths import image_path
 from soft_teacher.data.image_sizes import image_sizes
 from soft_teacher.data.problems import Problems
 
@@ -59,7 +59,8 @@ def load_coco_set(
         masks: whether segmentations are kept. Without them a large file takes far less memory.
 
     Raises:
-        ValueError: the file is no COCO file, or its categories have other names than `classes`.
+        ValueError: the file is no COCO file, its categories have other names than `classes`, an
+            image lies outside of `image_root`, or a score is missing.
     """
     keys = ("images", "annotations", "categories")
     content = read_coco_content(json_file, keys, masks)
@@ -96,7 +97,7 @@ def load_image_records(json_file: str, image_root: str) -> tuple[list[Record], P
         `width`; and what was mended or left out.
 
     Raises:
-        ValueError: the file has no list of images.
+        ValueError: the file has no list of images, or one lies outside of `image_root`.
     """
     problems = Problems()
     images = read_coco_content(json_file, ("images",), masks=False)["images"]
@@ -119,7 +120,7 @@ def read_coco_content(json_file: str, keys: tuple[str, ...], masks: bool = True)
             content = json.load(file, object_hook=None if masks else _drop_segmentation)
     except FileNotFoundError as error:
         raise ValueError(f"There is no file {json_file}; check its path in the config.") from error
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(
             f"{json_file} is not a complete JSON file: {error}. Write or download it again."
         ) from error
@@ -169,7 +170,7 @@ def _image_records(
         if not isinstance(image_id, int | str) or not isinstance(name, str) or not name:
             problems.note("images without id or file_name, left out", repr(image)[:80])
             continue
-        record = {"file_name": os.path.join(image_root, name), "image_id": image_id}
+        record = {"file_name": image_path(image_root, name, json_file), "image_id": image_id}
         if _is_size(image.get("height")) and _is_size(image.get("width")):
             record.update(height=image["height"], width=image["width"])
         key = image_id if unique_ids else (image_id, name)
@@ -242,7 +243,7 @@ def _reason_to_drop(
         return "boxes outside their image"
     segmentation = annotation.get("segmentation")
     if segmentation is False or (segmentation and not _is_valid_segmentation(segmentation)):
-        return "objects whose polygons have fewer than three points"
+        return "objects whose mask has no polygon of three points and is no run-length code"
     return None
 
 
@@ -284,8 +285,10 @@ def _drop_segmentation(content: dict) -> dict:
 
 def _is_valid_segmentation(segmentation: Any) -> bool:
     """Whether it is a run-length code or has at least one polygon of three points."""
-    if isinstance(segmentation, bool | dict):
-        return bool(segmentation)
+    if isinstance(segmentation, bool):
+        return segmentation
+    if isinstance(segmentation, dict):
+        return _is_run_length_code(segmentation)
     return isinstance(segmentation, list) and any(map(_is_polygon, segmentation))
 
 
@@ -304,3 +307,13 @@ def _clean_segmentation(segmentation: dict | list) -> dict | list:
 
 def _place(annotation: dict) -> str:
     return f"annotation {annotation.get('id')} of image {annotation.get('image_id')}"
+def _is_run_length_code(segmentation: dict) -> bool:
+    """Whether it has the form of one; only pycocotools knows whether a compressed one is whole."""
+    size, counts = segmentation.get("size"), segmentation.get("counts")
+    if not isinstance(size, list) or len(size) != 2 or not all(map(_is_size, size)):
+        return False
+    if isinstance(counts, list):
+        return all(isinstance(x, int) and x >= 0 for x in counts) and sum(counts) == math.prod(size)
+    return isinstance(counts, str)
+
+

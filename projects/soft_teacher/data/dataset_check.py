@@ -27,6 +27,7 @@ from soft_teacher.data.dataset_findings import (
 from soft_teacher.data.dataset_scan import ScannedImage, scan_images
 from soft_teacher.data.datasets import labeled_records, unlabeled_ground_truth, unlabeled_records
 from soft_teacher.data.duplicates import find_shared_images
+from soft_teacher.data.image_files import MAX_PIXELS
 from soft_teacher.data.registry import register_custom_datasets, resolve_dataset_names
 from soft_teacher.data.set_loading import LoadedSet, load_files, load_named_set
 from soft_teacher.data.set_statistics import (
@@ -97,7 +98,10 @@ def check_config(cfg: CfgNode, pool: ProcessPoolExecutor | None) -> CheckedData:
     except ValueError as error:
         return CheckedData([], [refusal(str(error))])
     errors = _start_errors(cfg)
-    checked = [_check(load_named_set(cfg, name, role), pool) for name, role in _names(cfg)]
+    checked = [
+        _check(load_named_set(cfg, name, role), pool, cfg.INPUT.MAX_PIXELS)
+        for name, role in _names(cfg)
+    ]
     reported = {place for x in checked for finding in x.findings for place in finding.places}
     refusals = [refusal(error) for error in errors if error not in reported]
     return CheckedData(checked, [*refusals, *_unreadable_runs(checked), *_shared(checked)])
@@ -113,7 +117,7 @@ def check_files(
         images: folder of the images; without a COCO file also a glob pattern or a text list.
         pool: of `dataset_scan.scan_pool`.
     """
-    checked = _check(load_files(json_file, images), pool)
+    checked = _check(load_files(json_file, images), pool, MAX_PIXELS)
     together = _unreadable_runs([checked])
     refused = any(finding.level == STOPS for finding in checked.findings)
     if not checked.records and not refused:
@@ -147,7 +151,7 @@ def _start_errors(cfg: CfgNode) -> list[str]:
     return [*dict.fromkeys(errors)]
 
 
-def _check(loaded: LoadedSet, pool: ProcessPoolExecutor | None) -> CheckedSet:
+def _check(loaded: LoadedSet, pool: ProcessPoolExecutor | None, max_pixels: int) -> CheckedSet:
     with_object = {r["file_name"] for r in loaded.annotated if _has_object(r)}
     empty = [r["file_name"] for r in loaded.annotated if not _has_object(r)]
     objects = object_statistics(loaded.annotated, loaded.classes) if loaded.annotated else None
@@ -155,7 +159,8 @@ def _check(loaded: LoadedSet, pool: ProcessPoolExecutor | None) -> CheckedSet:
         # They are counted, and take more memory than all the rest.
         del record["annotations"]
     records, role = loaded.records, loaded.role
-    scans = scan_images(records, pool, f"{loaded.name} ({role})", boxes_count=role != UNLABELED)
+    title = f"{loaded.name} ({role})"
+    scans = scan_images(records, pool, title, role != UNLABELED, max_pixels)
     read = [
         loaded.reads_empty or not loaded.annotated or record["file_name"] in with_object
         for record in records

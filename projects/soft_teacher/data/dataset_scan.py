@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from itertools import repeat
 from multiprocessing.connection import wait
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ from detectron2.utils.file_io import PathManager
 from PIL import ExifTags, Image
 from tqdm import tqdm
 
-from soft_teacher.data.image_files import ImageError, read_image
+from soft_teacher.data.image_files import FORMATS, MAX_PIXELS, ImageError, read_image
 from soft_teacher.data.image_sizes import Size
 
 TURNED = "turned"
@@ -47,23 +48,26 @@ class ScannedImage(NamedTuple):
     error: str
 
 
-def scan_image(file_name: str, stated_size: Size | None = None) -> ScannedImage:
+def scan_image(
+    file_name: str, stated_size: Size | None = None, max_pixels: int = MAX_PIXELS
+) -> ScannedImage:
     """Decode an image as training does, and look at its file.
 
     Args:
         file_name: path of the file.
         stated_size: (height, width) from an annotation file, if boxes were drawn for it.
+        max_pixels: INPUT.MAX_PIXELS.
     """
     with warnings.catch_warnings():
         # Pillow warns of images that the report lists anyway.
         warnings.simplefilter("ignore")
         try:
-            size = read_image(file_name, "RGB", stated_size).shape[:2]
+            size = read_image(file_name, "RGB", stated_size, max_pixels).shape[:2]
         except ImageError as error:
             return ScannedImage(None, "", "", b"", str(error))
         with PathManager.open(file_name, "rb") as file:
             content = file.read()
-        with Image.open(io.BytesIO(content)) as image:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             exif = _effect_of_exif(image, size)
             return ScannedImage(size, image.mode, exif, hashlib.sha256(content).digest(), "")
 
@@ -92,6 +96,7 @@ def scan_images(
     pool: ProcessPoolExecutor | None,
     title: str,
     boxes_count: bool,
+    max_pixels: int = MAX_PIXELS,
 ) -> list[ScannedImage]:
     """Scan the images of a set, with a progress bar.
 
@@ -100,6 +105,7 @@ def scan_images(
         pool: of `scan_pool`.
         title: of the progress bar.
         boxes_count: whether the set's boxes matter, and with them the sizes that it states.
+        max_pixels: INPUT.MAX_PIXELS.
 
     Returns:
         One result a record, in their order, whatever the number of workers.
@@ -110,9 +116,9 @@ def scan_images(
     names = [record["file_name"] for record in records]
     sizes = [stated_size(record) if boxes_count else None for record in records]
     if pool is None:
-        results = map(scan_image, names, sizes)
+        results = map(scan_image, names, sizes, repeat(max_pixels))
     else:
-        results = pool.map(scan_image, names, sizes, chunksize=_CHUNK)
+        results = pool.map(scan_image, names, sizes, repeat(max_pixels), chunksize=_CHUNK)
     return list(tqdm(results, title, len(names), unit=" images"))
 
 

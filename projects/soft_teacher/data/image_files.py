@@ -22,13 +22,23 @@ _DAMAGED = (
 # EXIF orientations that turn the image by a quarter.
 _QUARTER_TURNS = (5, 6, 7, 8)
 
+FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "JPEG2000")
+"""What is read, by Pillow's names. Its other formats are rarely met and little tested with bad
+files, and for some of them (EPS) it starts another program."""
+
+MAX_PIXELS = 200_000_000
+"""Default of INPUT.MAX_PIXELS; an image of 12,000 x 12,000 has 144 million."""
+
 
 class ImageError(OSError):
     """An image file that is missing, damaged, no image, or not the image that was described."""
 
 
 def read_image(
-    file_name: str, image_format: str, stated_size: tuple[int, int] | None = None
+    file_name: str,
+    image_format: str,
+    stated_size: tuple[int, int] | None = None,
+    max_pixels: int = MAX_PIXELS,
 ) -> np.ndarray:
     """Decode an image file to 8 bits.
 
@@ -41,6 +51,7 @@ def read_image(
         file_name: path of the file.
         image_format: channels of the result, as for `detection_utils.read_image`.
         stated_size: (height, width) from an annotation file, if there is one.
+        max_pixels: INPUT.MAX_PIXELS. An image of more, by the head of its file, is not decoded.
 
     Returns:
         (H, W, C) uint8.
@@ -48,8 +59,10 @@ def read_image(
     Raises:
         ImageError: the file cannot be read; the message names it.
     """
+    _let_pillow_read(max_pixels)
     try:
-        with PathManager.open(file_name, "rb") as file, Image.open(file) as image:
+        with PathManager.open(file_name, "rb") as file, Image.open(file, formats=FORMATS) as image:
+            _check_pixels(image, max_pixels)
             image.load()
             width, height = image.size
             lies_as_stated = stated_size == (height, width) and width != height
@@ -61,17 +74,37 @@ def read_image(
 
 
 def read_image_size(file_name: str) -> tuple[int, int]:
-    """(height, width) of the upright image, from the head of the file.
+    """(height, width) of the upright image, from the head of the file; no pixel is decoded.
 
     Raises:
         ImageError: the file is missing or no image; the message names it.
     """
+    _let_pillow_read(MAX_PIXELS)
     try:
-        with PathManager.open(file_name, "rb") as file, Image.open(file) as image:
+        with PathManager.open(file_name, "rb") as file, Image.open(file, formats=FORMATS) as image:
             width, height = image.size
             return (width, height) if _is_turned(image) else (height, width)
     except _DAMAGED as error:
         raise _image_error(file_name, error) from error
+
+
+def _let_pillow_read(max_pixels: int) -> None:
+    """Keep Pillow's own limit, one for the whole process, from coming before ours.
+
+    Pillow warns above its limit and refuses twice as much, also by sizes inside of a file that
+    `_check_pixels` does not see, such as those of a TIFF's tiles. So it is raised, not removed.
+    """
+    if Image.MAX_IMAGE_PIXELS is not None:
+        Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, max_pixels)
+
+
+def _check_pixels(image: Image.Image, max_pixels: int) -> None:
+    width, height = image.size
+    if width * height > max_pixels:
+        raise ValueError(
+            f"it has {width} x {height} pixels, more than INPUT.MAX_PIXELS ({max_pixels}); shrink "
+            "it, boxes included, or raise the key if the image is to be trusted"
+        )
 
 
 def _is_turned(image: Image.Image) -> bool:
@@ -97,5 +130,7 @@ def _image_error(file_name: str, error: BaseException) -> ImageError:
     # The messages of the system and of Pillow repeat the path, which is named already.
     reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
     if isinstance(error, UnidentifiedImageError):
-        reason = "it is in no image format that Pillow knows"
+        reason = f"it is in none of the formats {', '.join(FORMATS)}"
+    if isinstance(error, Image.DecompressionBombError):
+        reason = f"it is far beyond INPUT.MAX_PIXELS: {error}"
     return ImageError(f"Cannot read the image {file_name}: {reason}")

@@ -17,7 +17,7 @@ from soft_teacher.data.augmentation import (
     weak_augmentations,
 )
 from soft_teacher.data.geometry import matrix_of
-from soft_teacher.data.image_files import ImageError, read_image
+from soft_teacher.data.image_files import MAX_PIXELS, ImageError, read_image
 from soft_teacher.data.randomness import seeded_sample
 from soft_teacher.data.rendering import ShapeInput, channels_first, render
 
@@ -30,6 +30,7 @@ class LabeledMapper:
         image_format: channel order, as in `detection_utils.read_image`.
         use_instance_mask: whether masks are kept.
         instance_mask_format: "polygon" or "bitmask".
+        max_pixels: of an image that is decoded, see `read_image`.
     """
 
     @configurable
@@ -40,11 +41,13 @@ class LabeledMapper:
         image_format: str,
         use_instance_mask: bool = False,
         instance_mask_format: str = "polygon",
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
         self._augmentations = T.AugmentationList(augmentations)
         self._image_format = image_format
         self._use_instance_mask = use_instance_mask
         self._instance_mask_format = instance_mask_format
+        self._max_pixels = max_pixels
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -54,6 +57,7 @@ class LabeledMapper:
             "image_format": cfg.INPUT.FORMAT,
             "use_instance_mask": cfg.MODEL.MASK_ON,
             "instance_mask_format": cfg.INPUT.MASK_FORMAT,
+            "max_pixels": cfg.INPUT.MAX_PIXELS,
         }
 
     def __call__(self, record: dict[str, Any], sample_seed: int) -> dict[str, Any]:
@@ -71,7 +75,7 @@ class LabeledMapper:
         Raises:
             ImageError: the file cannot be read or has another size than the record states.
         """
-        image = read_labeled_image(record, self._image_format)
+        image = read_labeled_image(record, self._image_format, self._max_pixels)
         with seeded_sample(sample_seed):
             view, transforms = make_view(image, record, self._augmentations)
         view["instances"] = self._instances(
@@ -117,6 +121,7 @@ class TwoViewMapper:
         weak_augmentations: what is done to the teacher's view.
         strong_augmentations: what is done to the student's view.
         image_format: channel order, as in `detection_utils.read_image`.
+        max_pixels: of an image that is decoded, see `read_image`.
     """
 
     @configurable
@@ -126,10 +131,12 @@ class TwoViewMapper:
         weak_augmentations: list[T.Augmentation],
         strong_augmentations: list[T.Augmentation],
         image_format: str,
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
         self._weak_augmentations = T.AugmentationList(weak_augmentations)
         self._strong_augmentations = T.AugmentationList(strong_augmentations)
         self._image_format = image_format
+        self._max_pixels = max_pixels
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -138,6 +145,7 @@ class TwoViewMapper:
             "weak_augmentations": weak_augmentations(cfg),
             "strong_augmentations": strong_augmentations(cfg),
             "image_format": cfg.INPUT.FORMAT,
+            "max_pixels": cfg.INPUT.MAX_PIXELS,
         }
 
     def __call__(self, record: dict[str, Any], sample_seed: int) -> dict[str, dict[str, Any]]:
@@ -155,7 +163,7 @@ class TwoViewMapper:
             ImageError: the file cannot be read.
         """
         # A size that the record states wrongly does no harm here.
-        image = read_image(record["file_name"], self._image_format)
+        image = read_image(record["file_name"], self._image_format, None, self._max_pixels)
         with seeded_sample(sample_seed):
             weak, _ = make_view(image, record, self._weak_augmentations)
             strong, _ = make_view(image, record, self._strong_augmentations)
@@ -168,12 +176,20 @@ class ImageMapper:
     Args:
         augmentations: the resize to the size of the test.
         image_format: channel order, as in `detection_utils.read_image`.
+        max_pixels: of an image that is decoded, see `read_image`.
     """
 
     @configurable
-    def __init__(self, *, augmentations: list[T.Augmentation], image_format: str) -> None:
+    def __init__(
+        self,
+        *,
+        augmentations: list[T.Augmentation],
+        image_format: str,
+        max_pixels: int = MAX_PIXELS,
+    ) -> None:
         self._augmentations = T.AugmentationList(augmentations)
         self._image_format = image_format
+        self._max_pixels = max_pixels
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -181,6 +197,7 @@ class ImageMapper:
         return {
             "augmentations": evaluation_augmentations(cfg),
             "image_format": cfg.INPUT.FORMAT,
+            "max_pixels": cfg.INPUT.MAX_PIXELS,
         }
 
     def __call__(self, record: dict[str, Any]) -> dict[str, Any]:
@@ -196,11 +213,13 @@ class ImageMapper:
         Raises:
             ImageError: the file cannot be read or has another size than the record states.
         """
-        image = read_labeled_image(record, self._image_format)
+        image = read_labeled_image(record, self._image_format, self._max_pixels)
         return make_view(image, record, self._augmentations)[0]
 
 
-def read_labeled_image(record: dict[str, Any], image_format: str) -> np.ndarray:
+def read_labeled_image(
+    record: dict[str, Any], image_format: str, max_pixels: int = MAX_PIXELS
+) -> np.ndarray:
     """Decode the image of a record whose boxes are in the frame of the stated size.
 
     Returns:
@@ -210,7 +229,7 @@ def read_labeled_image(record: dict[str, Any], image_format: str) -> np.ndarray:
         ImageError: the file is missing, broken, no image or of another size; the message names it.
     """
     stated = (record["height"], record["width"]) if "height" in record else None
-    image = read_image(record["file_name"], image_format, stated)
+    image = read_image(record["file_name"], image_format, stated, max_pixels)
     if stated not in (None, image.shape[:2]):
         raise ImageError(
             f"The image {record['file_name']} has {image.shape[1]} x {image.shape[0]} pixels, but "

@@ -3,43 +3,44 @@
 import io
 import os
 import pickle
+import struct
 import zipfile
 
 import torch
 from detectron2.utils.file_io import PathManager
 
-_SAFE_PICKLE_GLOBALS = {
-    ("_codecs", "encode"),
-    ("collections", "OrderedDict"),
-    ("numpy", "dtype"),
-    ("numpy", "ndarray"),
-    ("numpy.core.multiarray", "_reconstruct"),
-    ("numpy.core.multiarray", "scalar"),
-    ("numpy._core.multiarray", "_reconstruct"),
-    ("numpy._core.multiarray", "scalar"),
-}
+from soft_teacher.engine.array_pickle import ArrayUnpickler
 
-
-class _ArrayUnpickler(pickle.Unpickler):
-    """Builds numpy arrays and plain containers, and refuses everything else."""
-
-    def find_class(self, module: str, name: str):
-        if (module, name) not in _SAFE_PICKLE_GLOBALS:
-            raise pickle.UnpicklingError(f"{module}.{name} does not belong in a file of weights")
-        return super().find_class(module, name)
+# What reading a damaged pickle raises, depending on the place of the damage.
+_DAMAGED = (
+    pickle.UnpicklingError,
+    struct.error,
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    ImportError,
+    LookupError,
+    MemoryError,
+    RuntimeError,
+    SyntaxError,
+    SystemError,
+    TypeError,
+    ValueError,
+)
 
 
 def check_pickle(filename: str) -> None:
     """Refuse a model-zoo pickle that would do more than build arrays.
 
     Raises:
-        ValueError: the file names anything else, or is no pickle.
+        ValueError: the file holds anything else, or is no pickle.
     """
     with PathManager.open(filename, "rb") as f:
         data = f.read()
     try:
-        _ArrayUnpickler(io.BytesIO(data), encoding="latin1").load()
-    except (pickle.UnpicklingError, EOFError) as error:
+        ArrayUnpickler(io.BytesIO(data)).load()
+    except _DAMAGED as error:
         raise ValueError(f"{filename} is not a safe file of weights: {error}.") from error
 
 
@@ -51,7 +52,7 @@ def load_tensors(filename: str) -> dict:
     """
     try:
         return torch.load(filename, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
+    except _DAMAGED as error:
         raise ValueError(
             f"{filename} is no file of weights that can be read safely: it is damaged, or holds "
             "more than tensors and plain containers and could run code. Use another checkpoint, "
