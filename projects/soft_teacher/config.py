@@ -5,6 +5,7 @@ equations, sections and tables are the paper's (Xu et al., ICCV 2021).
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import yaml
 from detectron2.config import CfgNode as CN
@@ -36,6 +37,29 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> CN:
     return cfg
 
 
+def changed_keys(cfg: CN, defaults: CN) -> dict[str, Any]:
+    """What `cfg` has other than `defaults`, nested alike."""
+    changes: dict[str, Any] = {}
+    for key, value in cfg.items():
+        if isinstance(value, CN) and key in defaults:
+            inner = changed_keys(value, defaults[key])
+            if inner:
+                changes[key] = inner
+        elif key not in defaults or value != defaults[key]:
+            changes[key] = value
+    return changes
+
+
+def describe_config(cfg: CN) -> str:
+    """What a config changes, as text: two configs that mean the same have the same one.
+
+    Keys that later versions add do not alter it, as their defaults leave everything as it was.
+    """
+    defaults = get_cfg()
+    add_soft_teacher_config(defaults)
+    return CN(changed_keys(cfg, defaults)).dump()
+
+
 def add_soft_teacher_config(cfg: CN) -> None:
     """Add the keys of this project to a Detectron2 config, in place."""
     _add_data_keys(cfg)
@@ -59,6 +83,11 @@ def _add_data_keys(cfg: CN) -> None:
     # everywhere in Detectron2. Both counts are exact in every step; the official code draws
     # them at random (mean 1.33 labeled : 3.67 unlabeled per GPU in the partial setting).
     cfg.SOLVER.IMS_PER_BATCH_UNLABELED = 32
+    # Forward and backward passes, each on a part of a GPU's images, whose gradients make up one
+    # step (official: 1). Both counts of images above, iterations, EMA and checkpoints count whole
+    # steps: with k here, a GPU holds IMS_PER_BATCH / (GPUs * k) labeled images at a time, and the
+    # step is that of k times as many GPUs.
+    cfg.SOLVER.ACCUMULATION_STEPS = 1
     # Checkpoints kept beside the final one, the oldest go first (official: 20).
     cfg.SOLVER.CHECKPOINTS_TO_KEEP = 20
 
@@ -73,8 +102,13 @@ def _add_augmentation_keys(cfg: CN) -> None:
     cfg.INPUT.AUG.SCALE_PER_STEP = False
     # Exactly one of nine color operations on the labeled and strong views (official).
     cfg.INPUT.AUG.COLOR = True
+    # False: labeled views keep their colors (STAC).
+    cfg.INPUT.AUG.LABELED_COLOR = True
     # Exactly one of four geometric operations on the strong view (official).
     cfg.INPUT.AUG.GEOMETRY = True
+    # True: on half of the strong views the operation is done inside one pseudo box alone, at most
+    # half as far and a third of the angles below (STAC). For SOFT_TEACHER.PSEUDO_LABELS.FILES only.
+    cfg.INPUT.AUG.BOX_GEOMETRY = False
     # Largest shift, as a fraction of the side (official: 0.1).
     cfg.INPUT.AUG.MAX_TRANSLATE = 0.1
     # Largest rotation, in degrees (official: 30).
@@ -99,8 +133,18 @@ def _add_method_keys(cfg: CN) -> None:
     # Steps of supervised training (the EMA teacher follows) before unlabeled images are used.
     # Paper and official: 0.
     st.BURN_IN_ITERS = 0
+    # What the unlabeled RoI losses are divided by (see BACKGROUND.NORMALIZER and
+    # REGRESSION.NORMALIZER): "rank" sums over the unlabeled images of one GPU and batch
+    # (official), "global" over those of all GPUs, so that the losses on unlabeled images do not
+    # depend on how the images are shared out. Labeled losses are Detectron2's, per GPU, always.
+    st.NORMALIZER_SCOPE = "rank"
     # Stop with an error after this many consecutive steps skipped for a non-finite value.
     st.MAX_SKIPPED_STEPS = 50
+    # True: --resume goes on although batch sizes, the number of processes, the sets or other
+    # settings that a checkpoint depends on are no longer those it was saved with (never with
+    # other classes). Each change is logged; what has no meaning after it starts afresh: positions
+    # in the sets, random generators, the gradient scaler or the best metric.
+    st.RESUME_WITH_CHANGES = False
     # Warn after this many consecutive steps without a pseudo box for classification.
     st.WARN_NO_PSEUDO_BOX_ITERS = 1000
 
@@ -114,6 +158,10 @@ def _add_method_keys(cfg: CN) -> None:
 
     # Which of the teacher's detections teach (sec. 3.1 and 3.3); all comparisons are strict.
     st.PSEUDO_LABELS = CN()
+    # Files of pseudo labels that take the teacher's place (multi-stage training, table 5): one for
+    # each set in DATASETS.UNLABELED, in the same order, as tools/pseudo_label.py writes them;
+    # "{fold}" is replaced by DATASETS.FOLD. Empty: the teacher labels the images in training.
+    st.PSEUDO_LABELS.FILES = ()
     # Foreground score that a detection needs to be considered at all (sec. 3.3: 0.5).
     st.PSEUDO_LABELS.MIN_SCORE = 0.5
     # Foreground score above which it teaches the RPN (official: 0.9; the paper is silent).

@@ -6,7 +6,13 @@ from soft_teacher.data.datasets import (
     unlabeled_records,
 )
 from soft_teacher.data.loaders import build_labeled_loader, build_unlabeled_loader
-from soft_teacher.data.mapper import ImageMapper, LabeledMapper, TwoViewMapper
+from soft_teacher.data.mapper import (
+    ImageMapper,
+    LabeledMapper,
+    PseudoLabeledMapper,
+    TwoViewMapper,
+)
+from soft_teacher.data.pseudo_label_files import pseudo_label_files
 from soft_teacher.data.registry import register_custom_datasets, resolve_dataset_names
 from soft_teacher.data.samplers import SeededBatchSampler
 from soft_teacher.data.start_checks import check_test_sets, warn_of_shared_images
@@ -14,12 +20,14 @@ from soft_teacher.data.start_checks import check_test_sets, warn_of_shared_image
 __all__ = [
     "ImageMapper",
     "LabeledMapper",
+    "PseudoLabeledMapper",
     "SeededBatchSampler",
     "TwoViewMapper",
     "build_labeled_loader",
     "build_unlabeled_loader",
     "check_test_sets",
     "labeled_records",
+    "pseudo_label_files",
     "register_custom_datasets",
     "resolve_dataset_names",
     "unlabeled_ground_truth",

@@ -24,22 +24,25 @@ def records_digest(records: list[dict[str, Any]]) -> str:
     return digest.hexdigest()
 
 
-def check_same_on_all_ranks(records: list[dict[str, Any]], which: str) -> None:
+def check_same_on_all_ranks(records: list[dict[str, Any]], which: str) -> str:
     """Compare a set over all processes, which all call this.
 
     Args:
         records: what this process has read.
         which: name of the set, for the message.
 
+    Returns:
+        The checksum of the records.
+
     Raises:
         ValueError: on every process, if any two differ.
     """
-    if comm.get_world_size() == 1:
-        return
-    facts = comm.all_gather((len(records), records_digest(records)))
+    digest = records_digest(records)
+    facts = comm.all_gather((len(records), digest))
     if len(set(facts)) > 1:
         counts = ", ".join(f"process {i}: {n} images, {d[:12]}" for i, (n, d) in enumerate(facts))
         raise ValueError(
             f"The {which} differ between processes ({counts}). Give all machines the same "
             "annotation files and image folders."
         )
+    return digest

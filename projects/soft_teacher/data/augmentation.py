@@ -2,6 +2,7 @@
 
 The order is the official one: resize, flip, then color and geometry in random order, then
 erase. The labeled view has no geometry and no erasing, the weak view resize and flip alone.
+INPUT.AUG.LABELED_COLOR and BOX_GEOMETRY make it STAC's recipe, from which it descends.
 """
 
 import numpy as np
@@ -10,6 +11,7 @@ from detectron2.data import detection_utils
 from detectron2.data import transforms as T
 from fvcore.transforms.transform import Transform, TransformList
 
+from soft_teacher.data.box_geometry import RandomBoxGeometry
 from soft_teacher.data.color import RandomColor
 from soft_teacher.data.erase import RandomErase
 from soft_teacher.data.fast_transforms import Redrawn, at_least_one_pixel, fast
@@ -24,6 +26,14 @@ class RandomOrder(T.AugmentationList):
         """Augment the input in place; returns what was applied."""
         order = np.random.permutation(len(self.augs))
         return TransformList([self.augs[i](aug_input) for i in order])
+
+
+class RandomChoice(T.AugmentationList):
+    """One of several augmentations, each as likely."""
+
+    def __call__(self, aug_input: T.AugInput) -> Transform:
+        """Augment the input in place; returns what was applied."""
+        return self.augs[np.random.randint(len(self.augs))](aug_input)
 
 
 class StepwiseResize(T.Augmentation):
@@ -49,7 +59,7 @@ class StepwiseResize(T.Augmentation):
 
 def labeled_augmentations(cfg: CfgNode) -> list[T.Augmentation]:
     """Augmentations of the labeled view."""
-    return [*weak_augmentations(cfg), *_color(cfg)]
+    return [*weak_augmentations(cfg), *(_color(cfg) if cfg.INPUT.AUG.LABELED_COLOR else [])]
 
 
 def weak_augmentations(cfg: CfgNode) -> list[T.Augmentation]:
@@ -89,7 +99,16 @@ def _geometry(cfg: CfgNode) -> list[T.Augmentation]:
             raise ValueError(f"INPUT.AUG.{key} is {aug[key]}; it must lie in 0 to {limit}.")
     if not aug.GEOMETRY or not any(aug[key] for key in limits):
         return []
-    return [RandomGeometry(aug.MAX_TRANSLATE, aug.MAX_ROTATE, aug.MAX_SHEAR, aug.FILL)]
+    geometry = RandomGeometry(aug.MAX_TRANSLATE, aug.MAX_ROTATE, aug.MAX_SHEAR, aug.FILL)
+    if not aug.BOX_GEOMETRY:
+        return [geometry]
+    if not cfg.SOFT_TEACHER.PSEUDO_LABELS.FILES:
+        raise ValueError(
+            "INPUT.AUG.BOX_GEOMETRY needs boxes that are known before an image is augmented, those "
+            "of SOFT_TEACHER.PSEUDO_LABELS.FILES; name files there, or set it to False."
+        )
+    in_box = RandomGeometry(aug.MAX_TRANSLATE / 2, aug.MAX_ROTATE / 3, aug.MAX_SHEAR / 3, aug.FILL)
+    return [RandomChoice([geometry, RandomBoxGeometry(in_box)])]
 
 
 def _erase(cfg: CfgNode) -> list[T.Augmentation]:

@@ -47,7 +47,11 @@ class CocoSet:
 
 
 def load_coco_set(
-    json_file: str, image_root: str, classes: list[str] | None = None, masks: bool = True
+    json_file: str,
+    image_root: str,
+    classes: list[str] | None = None,
+    masks: bool = True,
+    scored: bool = False,
 ) -> CocoSet:
     """Read an annotated set.
 
@@ -57,6 +61,8 @@ def load_coco_set(
         classes: names that the categories are matched with; None takes the file's own, sorted by
             their ids.
         masks: whether segmentations are kept. Without them a large file takes far less memory.
+        scored: whether the file holds pseudo labels: all annotations must have a `score` then,
+            and keep it. Otherwise scores are passed over.
 
     Raises:
         ValueError: the file is no COCO file, its categories have other names than `classes`, an
@@ -78,6 +84,8 @@ def load_coco_set(
         record = by_id.get(_as_key(annotation.get("image_id")))
         cleaned = _clean_annotation(annotation, record, id_to_class, problems)
         if cleaned is not None:
+            if scored:
+                cleaned["score"] = _score(annotation, json_file)
             record["annotations"].append(cleaned)
     evaluable = (
         not problems
@@ -85,6 +93,17 @@ def load_coco_set(
         and all(x.keys() >= _EVALUATED for x in content["annotations"])
     )
     return CocoSet(records, classes, id_to_class, problems, evaluable)
+
+
+def load_categories(json_file: str) -> list[dict[str, Any]]:
+    """Id and name of each category of a COCO file, sorted by id.
+
+    Raises:
+        ValueError: the file has no list of categories, or two are the same.
+    """
+    categories = read_coco_content(json_file, ("categories",), masks=False)["categories"]
+    ids, names = _categories(categories, json_file)
+    return [{"id": i, "name": name} for i, name in zip(ids, names, strict=True)]
 
 
 def load_image_records(json_file: str, image_root: str) -> tuple[list[Record], Problems]:
@@ -247,6 +266,17 @@ def _reason_to_drop(
     return None
 
 
+def _score(annotation: dict, json_file: str) -> float:
+    score = annotation.get("score")
+    if not _is_finite(score):
+        raise ValueError(
+            f"{json_file}: {_place(annotation)} has the score {score!r}, so this is no file of "
+            "pseudo labels. Take one that tools/pseudo_label.py wrote; ground truth of unlabeled "
+            "images is never trained on."
+        )
+    return score
+
+
 def _note_repeated_ids(annotations: list[dict], problems: Problems) -> None:
     seen = set()
     for annotation in annotations:
@@ -292,6 +322,16 @@ def _is_valid_segmentation(segmentation: Any) -> bool:
     return isinstance(segmentation, list) and any(map(_is_polygon, segmentation))
 
 
+def _is_run_length_code(segmentation: dict) -> bool:
+    """Whether it has the form of one; only pycocotools knows whether a compressed one is whole."""
+    size, counts = segmentation.get("size"), segmentation.get("counts")
+    if not isinstance(size, list) or len(size) != 2 or not all(map(_is_size, size)):
+        return False
+    if isinstance(counts, list):
+        return all(isinstance(x, int) and x >= 0 for x in counts) and sum(counts) == math.prod(size)
+    return isinstance(counts, str)
+
+
 def _is_polygon(points: Any) -> bool:
     return isinstance(points, list) and len(points) >= 6 and len(points) % 2 == 0
 
@@ -307,13 +347,3 @@ def _clean_segmentation(segmentation: dict | list) -> dict | list:
 
 def _place(annotation: dict) -> str:
     return f"annotation {annotation.get('id')} of image {annotation.get('image_id')}"
-def _is_run_length_code(segmentation: dict) -> bool:
-    """Whether it has the form of one; only pycocotools knows whether a compressed one is whole."""
-    size, counts = segmentation.get("size"), segmentation.get("counts")
-    if not isinstance(size, list) or len(size) != 2 or not all(map(_is_size, size)):
-        return False
-    if isinstance(counts, list):
-        return all(isinstance(x, int) and x >= 0 for x in counts) and sum(counts) == math.prod(size)
-    return isinstance(counts, str)
-
-

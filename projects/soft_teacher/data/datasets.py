@@ -15,6 +15,7 @@ from detectron2.data.build import (
 from soft_teacher.data.coco_file import (
     CocoSet,
     Record,
+    load_categories,
     load_coco_set,
     load_image_records,
     read_coco_content,
@@ -39,6 +40,30 @@ def class_names(cfg: CfgNode) -> list[str] | None:
     if is_custom(names[0]) and MetadataCatalog.get(names[0]).get("thing_classes") is None:
         _load_annotated(names[0], None, masks=False)
     return MetadataCatalog.get(names[0]).get("thing_classes")
+
+
+def class_categories(cfg: CfgNode) -> list[dict[str, Any]]:
+    """The classes as categories of a COCO file, in the model's order.
+
+    Returns:
+        Dicts of `name` and `id`, the one that the first set in DATASETS.TRAIN gives to the class.
+
+    Raises:
+        ValueError: there is no such set, or its classes are unknown or not as many as the model's.
+    """
+    classes = class_names(cfg)
+    if classes is None:
+        raise ValueError(
+            "DATASETS.TRAIN is empty, or its first set has no thing_classes; the names of the "
+            "classes come from there, so name the labeled set that the model was trained on."
+        )
+    first = resolve_dataset_names(cfg)[0][0]
+    check_num_classes(cfg, classes, first)
+    if is_custom(first):
+        return load_categories(annotation_file(first))
+    ids = MetadataCatalog.get(first).get("thing_dataset_id_to_contiguous_id")
+    ids = {k + 1: k for k in range(len(classes))} if ids is None else ids
+    return [{"id": i, "name": classes[k]} for i, k in sorted(ids.items(), key=lambda x: x[1])]
 
 
 def labeled_records(cfg: CfgNode) -> list[Record]:

@@ -14,8 +14,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from soft_teacher.data.agreement import check_same_on_all_ranks
 from soft_teacher.data.datasets import labeled_records, unlabeled_records
-from soft_teacher.data.mapper import LabeledMapper, TwoViewMapper
+from soft_teacher.data.mapper import LabeledMapper, PseudoLabeledMapper, TwoViewMapper
 from soft_teacher.data.memory import keep_freed_memory
+from soft_teacher.data.pseudo_label_files import pseudo_labeled_records
 from soft_teacher.data.samplers import SeededBatchSampler
 from soft_teacher.data.set_aside import ReplacingDataset, SetAsideRecorder
 from soft_teacher.data.worker_signals import outlive_stop_signals
@@ -47,8 +48,20 @@ class SeededMapDataset(Dataset):
         return self._mapper(self._records[index], sample_seed)
 
 
-def build_labeled_loader(cfg: CfgNode, start_batch: int = 0) -> DataLoader:
+class SetLoader(DataLoader):
+    """DataLoader that knows which set it loads.
+
+    Attributes:
+        digest: checksum of the set, see `records_digest`.
+    """
+
+    digest: str
+
+
+def build_labeled_loader(cfg: CfgNode, start_batch: int = 0) -> SetLoader:
     """Endless loader of this rank's share of `SOLVER.IMS_PER_BATCH` labeled images.
+
+    With `SOLVER.ACCUMULATION_STEPS` = k, a share is k batches.
 
     This is a collective call: all ranks compare what they have read, and agree on a random seed if
     SEED is negative.
@@ -60,11 +73,11 @@ def build_labeled_loader(cfg: CfgNode, start_batch: int = 0) -> DataLoader:
     Returns:
         Loader of lists of views with `instances`, see `LabeledMapper`.
     """
-    batch_size = _images_per_rank(cfg.SOLVER.IMS_PER_BATCH, "SOLVER.IMS_PER_BATCH")
+    batch_size = _images_per_batch(cfg, "IMS_PER_BATCH")
     records = labeled_records(cfg)
-    check_same_on_all_ranks(records, "labeled sets")
     return _build_loader(
         cfg,
+        check_same_on_all_ranks(records, "labeled sets"),
         SeededMapDataset(records, LabeledMapper(cfg)),
         orientations(records),
         batch_size=batch_size,
@@ -84,33 +97,37 @@ def build_unlabeled_loader(cfg: CfgNode, start_batch: int = 0) -> SetAsideRecord
         start_batch: batches that this rank has consumed before, in a run that is resumed.
 
     Returns:
-        Loader of lists of `{"weak": view, "strong": view}`, see `TwoViewMapper`.
+        Loader of lists of `{"weak": view, "strong": view}`, see `TwoViewMapper`, or, with
+        SOFT_TEACHER.PSEUDO_LABELS.FILES, `PseudoLabeledMapper`.
     """
-    key = "SOLVER.IMS_PER_BATCH_UNLABELED"
-    batch_size = _images_per_rank(cfg.SOLVER.IMS_PER_BATCH_UNLABELED, key)
-    records = unlabeled_records(cfg)
-    check_same_on_all_ranks(records, "unlabeled sets")
+    batch_size = _images_per_batch(cfg, "IMS_PER_BATCH_UNLABELED")
+    if cfg.SOFT_TEACHER.PSEUDO_LABELS.FILES:
+        records, mapper = pseudo_labeled_records(cfg), PseudoLabeledMapper(cfg)
+    else:
+        records, mapper = unlabeled_records(cfg), TwoViewMapper(cfg)
     loader = _build_loader(
         cfg,
-        ReplacingDataset(SeededMapDataset(records, TwoViewMapper(cfg))),
+        check_same_on_all_ranks(records, "unlabeled sets"),
+        ReplacingDataset(SeededMapDataset(records, mapper)),
         orientations(records),
         batch_size=batch_size,
         stream=_UNLABELED_STREAM,
         start_batch=start_batch,
     )
     list_file = Path(cfg.OUTPUT_DIR) / f"unreadable_images_rank{comm.get_rank()}.txt"
-    return SetAsideRecorder(loader, list_file)
+    return SetAsideRecorder(loader, list_file, loader.digest)
 
 
 def _build_loader(
     cfg: CfgNode,
+    digest: str,
     dataset: Dataset,
     groups: list[int],
     *,
     batch_size: int,
     stream: int,
     start_batch: int,
-) -> DataLoader:
+) -> SetLoader:
     seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
     sampler = SeededBatchSampler(
         len(dataset),
@@ -121,9 +138,10 @@ def _build_loader(
         world_size=comm.get_world_size(),
         groups=groups if cfg.DATALOADER.ASPECT_RATIO_GROUPING else None,
         start_batch=start_batch,
+        batches_per_step=cfg.SOLVER.ACCUMULATION_STEPS,
     )
     num_workers = cfg.DATALOADER.NUM_WORKERS
-    return DataLoader(
+    loader = SetLoader(
         dataset,
         batch_sampler=sampler,
         num_workers=num_workers,
@@ -134,15 +152,21 @@ def _build_loader(
         generator=torch.Generator().manual_seed(seed),
         persistent_workers=num_workers > 0,
     )
+    loader.digest = digest
+    return loader
 
 
-def _images_per_rank(total: int, key: str) -> int:
-    world_size = comm.get_world_size()
-    if total < 1 or total % world_size:
+def _images_per_batch(cfg: CfgNode, key: str) -> int:
+    """This rank's images of one forward pass: its share of a step, by its accumulation steps."""
+    total, world_size = cfg.SOLVER[key], comm.get_world_size()
+    num_batches = world_size * cfg.SOLVER.ACCUMULATION_STEPS
+    if total < 1 or total % num_batches:
         raise ValueError(
-            f"{key} is {total}; it must be a positive multiple of the number of GPUs, {world_size}."
+            f"SOLVER.{key} is {total}, the images of one step over all GPUs; it must be a positive "
+            f"multiple of the number of GPUs ({world_size}) times SOLVER.ACCUMULATION_STEPS "
+            f"({cfg.SOLVER.ACCUMULATION_STEPS}), {num_batches}. Change one of them."
         )
-    return total // world_size
+    return total // num_batches
 
 
 def orientations(records: list[dict[str, Any]]) -> list[int]:

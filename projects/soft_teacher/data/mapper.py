@@ -4,10 +4,11 @@ import copy
 from typing import Any
 
 import numpy as np
+import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.data import detection_utils
 from detectron2.data import transforms as T
-from detectron2.structures import BoxMode, Instances
+from detectron2.structures import Boxes, BoxMode, Instances
 from fvcore.transforms.transform import TransformList
 
 from soft_teacher.data.augmentation import (
@@ -170,6 +171,62 @@ class TwoViewMapper:
         return {"weak": weak, "strong": strong}
 
 
+class PseudoLabeledMapper:
+    """Maps an unlabeled record with pseudo labels to the image as it is and to a strong view.
+
+    Args:
+        strong_augmentations: what is done to the student's view.
+        image_format: channel order, as in `detection_utils.read_image`.
+        max_pixels: of an image that is decoded, see `read_image`.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        strong_augmentations: list[T.Augmentation],
+        image_format: str,
+        max_pixels: int = MAX_PIXELS,
+    ) -> None:
+        self._strong_augmentations = T.AugmentationList(strong_augmentations)
+        self._image_format = image_format
+        self._max_pixels = max_pixels
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """Arguments of the constructor, read from the config."""
+        return {
+            "strong_augmentations": strong_augmentations(cfg),
+            "image_format": cfg.INPUT.FORMAT,
+            "max_pixels": cfg.INPUT.MAX_PIXELS,
+        }
+
+    def __call__(self, record: dict[str, Any], sample_seed: int) -> dict[str, dict[str, Any]]:
+        """Read one image and augment it; a function of the arguments and the file alone.
+
+        Args:
+            record: dict in Detectron2's dataset format whose annotations have a `score`, see
+                `pseudo_labeled_records`. Left unchanged.
+            sample_seed: 0 to 2**64 - 1, see `randomness`.
+
+        Returns:
+            `{"weak": view, "strong": view}`, see `make_view`. The weak view is the image itself;
+            it carries `pseudo_labels`, `Instances` in its frame with `pred_boxes` (xyxy float32),
+            `pred_classes` and `scores`.
+
+        Raises:
+            ImageError: the file cannot be read or has another size than the record states.
+        """
+        image = read_labeled_image(record, self._image_format, self._max_pixels)
+        labels = pseudo_label_instances(record["annotations"], image.shape[:2])
+        boxes = labels.pred_boxes.tensor.double().numpy()
+        with seeded_sample(sample_seed):
+            weak, _ = make_view(image, record, T.AugmentationList([]))
+            strong, _ = make_view(image, record, self._strong_augmentations, boxes)
+        weak["pseudo_labels"] = labels
+        return {"weak": weak, "strong": strong}
+
+
 class ImageMapper:
     """Maps a record to an image as the models see it in evaluation.
 
@@ -239,8 +296,28 @@ def read_labeled_image(
     return image
 
 
+def pseudo_label_instances(annotations: list[dict[str, Any]], size: tuple[int, int]) -> Instances:
+    """Annotations with a `score`, as a detector gives its detections; crowds are left out.
+
+    Args:
+        annotations: in Detectron2's dataset format.
+        size: (height, width) of the image.
+    """
+    objects = [x for x in annotations if x.get("iscrowd", 0) == 0]
+    boxes = [BoxMode.convert(x["bbox"], x["bbox_mode"], BoxMode.XYXY_ABS) for x in objects]
+    return Instances(
+        size,
+        pred_boxes=Boxes(torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)),
+        pred_classes=torch.tensor([x["category_id"] for x in objects], dtype=torch.int64),
+        scores=torch.tensor([x["score"] for x in objects], dtype=torch.float32),
+    )
+
+
 def make_view(
-    image: np.ndarray, record: dict[str, Any], augmentations: T.AugmentationList
+    image: np.ndarray,
+    record: dict[str, Any],
+    augmentations: T.AugmentationList,
+    boxes: np.ndarray | None = None,
 ) -> tuple[dict[str, Any], TransformList]:
     """Augment an image.
 
@@ -248,13 +325,14 @@ def make_view(
         image: (H, W, C) uint8, the original. Left unchanged.
         record: gives `file_name` and `image_id`.
         augmentations: draw from numpy's global generator.
+        boxes: (N, 4), xyxy, of the image, for augmentations that draw by them.
 
     Returns:
         The view, a dict of `image` (uint8 tensor, (C, H, W)), `matrix` (float32 tensor, (3, 3),
         original to this view's pixels), `height`, `width`, `file_name` and `image_id`; and the
         transforms that were applied.
     """
-    transforms = augmentations(ShapeInput(image.shape))
+    transforms = augmentations(ShapeInput(image.shape, boxes))
     view = {
         "image": channels_first(render(image, transforms)),
         "matrix": matrix_of(transforms),

@@ -20,13 +20,16 @@ class ShapeInput(T.AugInput):
 
     Args:
         shape: (H, W, C) of the image.
+        boxes: (N, 4) float, xyxy, for augmentations that draw by them.
     """
 
-    def __init__(self, shape: tuple[int, ...]) -> None:
-        super().__init__(np.broadcast_to(np.uint8(0), shape))
+    def __init__(self, shape: tuple[int, ...], boxes: np.ndarray | None = None) -> None:
+        super().__init__(np.broadcast_to(np.uint8(0), shape), boxes=boxes)
 
     def transform(self, tfm: Transform) -> None:
-        """Take the shape that the transform gives; only resizes change it."""
+        """Take the shape that the transform gives, only resizes change it, and move the boxes."""
+        if self.boxes is not None:
+            self.boxes = tfm.apply_box(self.boxes)
         if isinstance(tfm, T.ResizeTransform):
             shape = (tfm.new_h, tfm.new_w, *self.image.shape[2:])
             self.image = np.broadcast_to(np.uint8(0), shape)

@@ -40,13 +40,16 @@ class SeededBatchSampler(Sampler[list[tuple[int, int]]]):
 
     Passes over the set are laid end to end to one stream of positions: positions `[p*N, (p+1)*N)`
     are a permutation of the `N` images, a pure function of (seed, stream, p). The stream is cut
-    into batches, and ranks take them in turn: rank `r` gets batch `step * world_size + r`. No
-    image is dropped, repeated within a pass, or seen by two ranks, whatever the sizes.
+    into batches, and ranks take them in turn: rank `r` gets, as its `n`-th, batch
+    `n * world_size + r`. No image is dropped, repeated within a pass, or seen by two ranks,
+    whatever the sizes.
 
     With groups, batches that lie inside one pass hold one group as far as the numbers allow;
     what is left over fills the batches that straddle two passes and at most one batch inside.
 
     The upper half of a sample seed is the same for the whole step, on all ranks (see `randomness`).
+    A step of one rank may take several batches in turn: as many ranks with one batch each, in the
+    same order, would see the very same samples.
 
     Every call of `iter` starts at `start_batch`; the sampler itself has no state.
 
@@ -59,6 +62,7 @@ class SeededBatchSampler(Sampler[list[tuple[int, int]]]):
         world_size: number of processes.
         groups: 0 or 1 for each image, such as its orientation; None for one group.
         start_batch: batches of this rank that were consumed before. Seeking costs nothing.
+        batches_per_step: batches of this rank in one step.
     """
 
     def __init__(
@@ -72,10 +76,12 @@ class SeededBatchSampler(Sampler[list[tuple[int, int]]]):
         world_size: int = 1,
         groups: Sequence[int] | None = None,
         start_batch: int = 0,
+        batches_per_step: int = 1,
     ) -> None:
         assert size >= 1, "an empty set cannot be sampled"
         assert batch_size >= 1, batch_size
         assert 0 <= rank < world_size, (rank, world_size)
+        assert batches_per_step >= 1, batches_per_step
         assert seed >= 0 and stream >= 0 and start_batch >= 0, (seed, stream, start_batch)
         assert groups is None or len(groups) == size, (len(groups), size)
         self._size = size
@@ -86,13 +92,14 @@ class SeededBatchSampler(Sampler[list[tuple[int, int]]]):
         self._world_size = world_size
         self._groups = np.zeros(size, np.int8) if groups is None else np.asarray(groups, np.int8)
         self._start_batch = start_batch
+        self._batches_per_step = batches_per_step
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         known_pass, order = -1, np.empty(0, np.int64)
-        step = self._start_batch
+        number = self._start_batch
         while True:
-            first = (step * self._world_size + self._rank) * self._batch_size
-            step_seed = self._draw_seed(_STEP_BRANCH, step)
+            first = (number * self._world_size + self._rank) * self._batch_size
+            step_seed = self._draw_seed(_STEP_BRANCH, number // self._batches_per_step)
             batch = []
             for position in range(first, first + self._batch_size):
                 pass_index, offset = divmod(position, self._size)
@@ -101,7 +108,7 @@ class SeededBatchSampler(Sampler[list[tuple[int, int]]]):
                 own_seed = self._draw_seed(_SAMPLE_BRANCH, position)
                 batch.append((int(order[offset]), join_seeds(step_seed, own_seed)))
             yield batch
-            step += 1
+            number += 1
 
     def _seed_sequence(self, branch: int, number: int) -> np.random.SeedSequence:
         return np.random.SeedSequence(self._seed, spawn_key=(self._stream, branch, number))

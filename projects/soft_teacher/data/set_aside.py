@@ -64,9 +64,13 @@ class SetAsideRecorder:
     Args:
         loader: yields lists of samples.
         list_file: each unreadable image gets one line in it, also over several runs.
+        digest: checksum of the set, an attribute as of `SetLoader`.
     """
 
-    def __init__(self, loader: Iterable[list[dict[str, Any]]], list_file: Path) -> None:
+    def __init__(
+        self, loader: Iterable[list[dict[str, Any]]], list_file: Path, digest: str = ""
+    ) -> None:
+        self.digest = digest
         self._loader = loader
         self._list_file = list_file
         self._known: set[int] = set()

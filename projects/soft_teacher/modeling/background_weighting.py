@@ -71,6 +71,31 @@ def box_regression_loss(
     return (loss_sums / num_foreground.clamp(min=1)).mean()
 
 
+def loss_normalizers(
+    weights: Tensor, num_images: int, cls_normalizer: str, reg_normalizer: str
+) -> dict[str, Tensor]:
+    """What the two losses of one process are divided by, or by 1 where that is less.
+
+    A loss times its normalizer is a sum over this process' RoIs or images, so that several
+    processes can have one normalizer in common.
+
+    Args:
+        weights: (R,) 1 for foreground RoIs, r_j of eq. 5 for background RoIs.
+        num_images: N.
+        cls_normalizer: of :func:`soft_classification_loss`.
+        reg_normalizer: of :func:`box_regression_loss`.
+
+    Returns:
+        "loss_cls" and "loss_box_reg", 0-d, without gradient.
+    """
+    per_image = weights.new_full((), num_images)
+    num_rois = weights.new_full((), len(weights))
+    return {
+        "loss_cls": weights.detach().sum() if cls_normalizer == "joint" else per_image,
+        "loss_box_reg": num_rois if reg_normalizer == "sampled" else per_image,
+    }
+
+
 def _weighted_mean_per_image(
     losses: Tensor, weights: Tensor, image_index: Tensor, num_images: int
 ) -> Tensor:

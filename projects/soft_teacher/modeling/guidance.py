@@ -89,6 +89,8 @@ class Guidance:
     Attributes:
         labels: N `Instances` with `pred_boxes`, `pred_classes`, `scores` in the weak views.
         statistics: scalars (0-d tensors) for the log, filled in while the student uses this.
+        normalizers: loss name -> 0-d tensor n: the student divided that loss by max(n, 1), and n
+            depends on what this process saw. Filled in by the student; other losses are not in it.
     """
 
     def __init__(
@@ -112,6 +114,7 @@ class Guidance:
         self.matrices = matrices
         self.rules = rules
         self.statistics: dict[str, Tensor] = {}
+        self.normalizers: dict[str, Tensor] = {}
         self._judge = judge
         self._variance: list[Tensor] | None = None
 
@@ -182,6 +185,7 @@ class GuidanceInView:
         targets: N `Instances` with `gt_boxes` and `gt_classes`, one for each pseudo label.
         teaches_rpn, teaches_cls: N masks (R,) over `targets`.
         statistics: that of the guidance.
+        normalizers: as those of the guidance, under the names that the heads give their losses.
     """
 
     def __init__(self, guidance: Guidance, views: list[dict]):
@@ -189,6 +193,7 @@ class GuidanceInView:
         self._guidance = guidance
         self._to_weak = []
         self.statistics = guidance.statistics
+        self.normalizers: dict[str, Tensor] = {}
         self.targets, visible = [], []
         for labels, weak_matrix, view in zip(
             guidance.labels, guidance.matrices, views, strict=True

@@ -10,7 +10,8 @@ from detectron2.utils.events import get_event_storage
 from torch import Tensor
 
 from soft_teacher.modeling import pseudo_labels
-from soft_teacher.modeling.guidance import Guidance, PseudoLabelRules
+from soft_teacher.modeling.fixed_labels import fixed_guidance, labels_are_fixed
+from soft_teacher.modeling.guidance import Guidance, GuidanceInView, PseudoLabelRules
 
 
 @contextmanager
@@ -34,15 +35,24 @@ class SoftTeacherRCNN(GeneralizedRCNN):
     """
 
     @configurable
-    def __init__(self, *, unsup_loss_weight: float, rules: PseudoLabelRules, **kwargs):
+    def __init__(
+        self,
+        *,
+        unsup_loss_weight: float,
+        rules: PseudoLabelRules,
+        fixed_labels: bool = False,
+        **kwargs,
+    ):
         """
         Args:
             unsup_loss_weight: alpha of eq. 1.
             rules: which detections teach what.
+            fixed_labels: whether the views carry pseudo labels, which then are the guidance.
         """
         super().__init__(**kwargs)
         self.unsup_loss_weight = unsup_loss_weight
         self.rules = rules
+        self.fixed_labels = fixed_labels
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
@@ -50,6 +60,7 @@ class SoftTeacherRCNN(GeneralizedRCNN):
             **super().from_config(cfg),
             "unsup_loss_weight": cfg.SOFT_TEACHER.UNSUP_LOSS_WEIGHT,
             "rules": PseudoLabelRules.from_config(cfg),
+            "fixed_labels": labels_are_fixed(cfg),
         }
 
     @torch.no_grad()
@@ -63,6 +74,8 @@ class SoftTeacherRCNN(GeneralizedRCNN):
             Guidance that keeps the feature maps of this call until it is dropped.
         """
         assert not self.training, "The teacher must be in eval mode."
+        if self.fixed_labels:
+            return fixed_guidance(weak, self.rules, self.device)
         images = self.preprocess_image(weak)
         features = self.backbone(images.tensor)
         proposals, _ = self.proposal_generator(images, features, None)
@@ -86,7 +99,8 @@ class SoftTeacherRCNN(GeneralizedRCNN):
         Args:
             batched_inputs: labeled views with `instances`, or, in eval mode, images to detect in.
             strong: N strong views of unlabeled images.
-            guidance: what the teacher said of their weak views; None for L_s alone.
+            guidance: what the teacher said of their weak views; None for L_s alone. Its statistics
+                and normalizers are filled in.
 
         Returns:
             The losses of GeneralizedRCNN, and the same with the suffix "_unsup" for the
@@ -95,14 +109,15 @@ class SoftTeacherRCNN(GeneralizedRCNN):
         outputs = super().forward(batched_inputs)
         if not self.training or guidance is None:
             return outputs
+        in_view = guidance.seen_from(strong)
         with _log_prefix("unsup"):
-            unsup = self._unlabeled_losses(strong, guidance)
+            unsup = self._unlabeled_losses(strong, in_view)
         outputs.update({f"{k}_unsup": self.unsup_loss_weight * v for k, v in unsup.items()})
+        guidance.normalizers = {f"{k}_unsup": v for k, v in in_view.normalizers.items()}
         return outputs
 
-    def _unlabeled_losses(self, strong: list[dict], guidance: Guidance) -> dict[str, Tensor]:
+    def _unlabeled_losses(self, strong: list[dict], in_view: GuidanceInView) -> dict[str, Tensor]:
         """L_u of eq. 3 and 11, RPN losses included."""
-        in_view = guidance.seen_from(strong)
         images = self.preprocess_image(strong)
         features = self.backbone(images.tensor)
         proposals, losses = self.proposal_generator(

@@ -16,6 +16,7 @@ from soft_teacher.modeling.background_weighting import (
     REG_NORMALIZERS,
     RELIABILITIES,
     box_regression_loss,
+    loss_normalizers,
     soft_classification_loss,
 )
 from soft_teacher.modeling.guidance import GuidanceInView, check_choice
@@ -137,7 +138,8 @@ class SoftTeacherROIMixin:
         Args:
             features: the student's feature maps of N strong views.
             proposals: the student's proposals, N `Instances` with `proposal_boxes`.
-            guidance: pseudo labels and the teacher, bound to the strong views.
+            guidance: pseudo labels and the teacher, bound to the strong views; its normalizers
+                are filled in.
 
         Returns:
             "loss_cls" and "loss_box_reg", 0-d.
@@ -153,6 +155,9 @@ class SoftTeacherROIMixin:
             )
         ]
         guidance.note_pseudo_labels()
+        guidance.normalizers.update(
+            loss_normalizers(reliability, len(samples), self.cls_normalizer, self.reg_normalizer)
+        )
         return self._losses_on_samples(features, samples, reliability)
 
     def _pool(self, proposals: Instances, targets: Instances) -> Tensor:
