@@ -54,21 +54,26 @@ def _streams(rank: int) -> tuple[LoaderStream, LoaderStream]:
 
 
 def _poison(step: SoftTeacherStep, rank: int) -> None:
-    """Iteration 1 fails inside forward on process 1, iteration 2 has a NaN on process 0."""
-    forward = step.student.forward
+    """Iteration 1 fails inside forward on process 1, iteration 2 has a NaN on process 0.
+
+    With accumulation this happens in the last micro-step but one.
+    """
+    forward, last = step.student.forward, step.accumulation_steps
+    bad = max(last - 1, 1)
 
     def poisoned(*args, **kwargs):
-        if rank == 1 and step.iter == 1:
+        is_bad = (step.labeled.num_consumed - bad) % last == 0
+        if is_bad and rank == 1 and step.iter == 1:
             raise FloatingPointError("Predicted boxes or scores contain Inf/NaN.")
         losses = forward(*args, **kwargs)
-        if rank == 0 and step.iter == 2:
+        if is_bad and rank == 0 and step.iter == 2:
             losses["loss_cls"] = losses["loss_cls"] * float("nan")
         return losses
 
     step.student.forward = poisoned
 
 
-def _make_step(labeled: LoaderStream, unlabeled: LoaderStream) -> SoftTeacherStep:
+def _make_step(labeled: LoaderStream, unlabeled: LoaderStream, **options) -> SoftTeacherStep:
     torch.set_num_threads(1)
     rank = comm.get_rank()
     # Different weights at first: DDP must make them one, and the teacher must follow.
@@ -82,13 +87,15 @@ def _make_step(labeled: LoaderStream, unlabeled: LoaderStream) -> SoftTeacherSte
         unlabeled,
         torch.optim.SGD(parameters, lr=0.01),
         Precision("cpu", False),
+        **options,
     )
 
 
-def train(folder: str) -> None:
+def train(folder: str, scope: str = "rank", accumulation_steps: int = 1) -> None:
     """Four steps, two of them bad on one process; save what each process ends with."""
     rank = comm.get_rank()
-    step = _make_step(*_streams(rank))
+    options = {"normalizer_scope": scope, "accumulation_steps": accumulation_steps}
+    step = _make_step(*_streams(rank), **options)
     student = step.student
     _poison(step, rank)
     missing, updates = None, []
@@ -108,20 +115,26 @@ def train(folder: str) -> None:
         "missing": missing,
         "updates": updates,
         "skipped": step.num_skipped,
+        "consumed": [step.labeled.num_consumed, step.unlabeled.num_consumed],
     }
     torch.save(result, f"{folder}/{rank}.pth")
 
 
-def lose_an_image(folder: str) -> None:
-    """In its second step, in which DDP sorts its gradients, process 1 has no unlabeled image."""
+def lose_an_image(folder: str, accumulation_steps: int = 1) -> None:
+    """At the end of its second step, in which DDP sorts its gradients, process 1 has no image."""
     rank = comm.get_rank()
     labeled, unlabeled = _streams(rank)
 
     def broken(start):
-        yield next(unlabeled)
+        for _ in range(2 * accumulation_steps - 1):
+            yield next(unlabeled)
         raise OSError("Cannot read the image lost.png")
 
-    step = _make_step(labeled, LoaderStream(broken) if rank == 1 else unlabeled)
+    step = _make_step(
+        labeled,
+        LoaderStream(broken) if rank == 1 else unlabeled,
+        accumulation_steps=accumulation_steps,
+    )
     message = ""
     with EventStorage(0):
         step.run_step()

@@ -141,7 +141,7 @@ def test_a_complete_checkpoint_of_another_run_is_an_error_not_passed_over(tmp_pa
 
 
 def test_training_does_not_go_on_with_other_weights(tmp_path):
-    SoftTeacherCheckpointer(torch.nn.Linear(2, 2), str(tmp_path)).save("model")
+    SoftTeacherCheckpointer(torch.nn.Linear(2, 2), str(tmp_path)).save("model", iteration=0)
     other = SoftTeacherCheckpointer(torch.nn.Linear(2, 3), str(tmp_path))
     with pytest.raises(ValueError, match="another model"):
         other.load_training(str(tmp_path / "model.pth"))

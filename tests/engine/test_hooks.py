@@ -39,20 +39,27 @@ def test_the_best_teacher_is_kept_and_remembered_over_a_restart(tmp_path):
     path = str(tmp_path / "best.pth")
     model = nn.Linear(1, 1)
 
-    def run(values, start, stop):
+    def run(values, start, stop, checkpoint=None):
         hook = BestTeacherKeeper(model, path, 2, "AP")
+        if checkpoint is not None:
+            hook.load_state_dict(checkpoint)
         with torch.no_grad():
             model.weight.fill_(float(stop))
         run_hook(hook, values, "AP", stop, start)
+        checkpoints.append(hook.state_dict())
         return torch.load(path, weights_only=True)
 
+    checkpoints = []
     kept = run({1: 5.0, 3: 7.0, 6: 9.0}, 0, 6)
     assert (kept["iteration"], kept["metric"]) == (6, 9.0)
-    kept = run({7: 8.0}, 6, 8)
+    # The checkpoint at the end of a training is saved before its last evaluation.
+    kept = run({7: 8.0}, 6, 8, {"best": 7.0})
     assert (kept["iteration"], kept["metric"]) == (6, 9.0)
     assert float(kept["model"]["weight"]) == 6.0
-    kept = run({9: 9.5}, 8, 10)
-    assert (kept["iteration"], kept["metric"]) == (10, 9.5)
+    kept = run({9: 8.5}, 8, 10, checkpoints[-1])
+    assert (kept["iteration"], kept["metric"]) == (6, 9.0)
+    kept = run({11: 9.5}, 10, 12, checkpoints[-1])
+    assert (kept["iteration"], kept["metric"]) == (12, 9.5)
     # A run that starts over from before the best one forgets it.
     kept = run({1: 1.0}, 0, 2)
     assert (kept["iteration"], kept["metric"]) == (2, 1.0)

@@ -277,8 +277,9 @@ def test_a_step_without_images_leaves_all_as_the_last_step_did(where, monkeypatc
     assert torch.equal(torch.get_rng_state(), random_state)
     assert torch.equal(norm.running_mean, statistics)
     after = (step.state_dict(), step.student.state_dict())
-    assert after[0]["labeled"] == before[0]["labeled"] == {"num_consumed": 2}
-    assert after[0]["unlabeled"] == before[0]["unlabeled"] == {"num_consumed": 2}
+    for name in ("labeled", "unlabeled"):
+        assert after[0][name] == before[0][name]
+        assert after[0][name]["num_consumed"] == 2
     assert same(before[1], after[1])
     assert next(step.labeled)[0]["file_name"] == "2.png"
     assert next(step.unlabeled)[0]["weak"]["file_name"] == "502.png"

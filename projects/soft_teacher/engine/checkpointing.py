@@ -1,8 +1,9 @@
 """Checkpoints: an ordinary Detectron2 model under "model", the teacher beside it.
 
 A file holds "model" (the student), "teacher", "trainer" (iteration, optimizer, schedule, counts
-of consumed batches and of EMA updates), "random_states" (one for each process) and "run" (the
-settings on which all this depends). Either model loads into Detectron2's own GeneralizedRCNN.
+of consumed batches and of EMA updates, best metric), "random_states" and "hidden_states" (one for
+each process) and "run" (the settings on which all this depends). Either model loads into
+Detectron2's own GeneralizedRCNN.
 """
 
 import os
@@ -14,8 +15,10 @@ from detectron2.utils import comm
 from torch import nn
 
 from soft_teacher.engine.atomic_file import AtomicWrites
-from soft_teacher.engine.random_state import get_random_state
-from soft_teacher.engine.run_description import differences
+from soft_teacher.engine.hidden_state import HiddenState
+from soft_teacher.engine.random_state import get_random_state, set_random_state
+from soft_teacher.engine.resume_rules import adapt_state, key_differences
+from soft_teacher.engine.run_description import CLASSES, NUM_PROCESSES, differences
 from soft_teacher.engine.safe_loading import check_pickle, is_complete, load_tensors
 
 _NUMBERED = re.compile(r"model_(\d{7,})\.pth")
@@ -30,15 +33,20 @@ class SoftTeacherCheckpointer(DetectionCheckpointer):
 
     Attributes:
         run: see `run_description.describe_run`.
-        saved_iteration: the iteration of the file that this object saved last, or None.
+        accepts_changes: whether a checkpoint of a run that differs may be resumed all the same,
+            SOFT_TEACHER.RESUME_WITH_CHANGES.
+        saved_iteration: the iteration of the file that this object saved last, or went on from;
+            None if there is none.
     """
 
     def __init__(self, model: nn.Module, save_dir: str, **checkpointables):
         super().__init__(model, save_dir, **checkpointables)
         self.path_manager = AtomicWrites(self.path_manager)
         self.run: dict = {}
+        self.accepts_changes = False
         self.saved_iteration: int | None = None
-        self._required_parts: set[str] = set()
+        self._hidden = HiddenState(self.model)
+        self._resuming = False
 
     def save(self, name: str, **kwargs) -> None:
         """Save NAME.pth and let "last_checkpoint" name it.
@@ -46,10 +54,16 @@ class SoftTeacherCheckpointer(DetectionCheckpointer):
         Raises:
             OSError: the first process could not write; on all processes alike.
         """
-        states = comm.gather(get_random_state())
+        states = comm.gather((get_random_state(), self._hidden.state_dict()))
         failure = None
         try:
-            super().save(name, random_states=states, run=self.run, **kwargs)
+            super().save(
+                name,
+                random_states=[x for x, _ in states],
+                hidden_states=[x for _, x in states],
+                run=self.run,
+                **kwargs,
+            )
         except OSError as error:
             failure = error
         # Nobody goes on before the file is there, and nobody waits for a process that has failed.
@@ -108,45 +122,87 @@ class SoftTeacherCheckpointer(DetectionCheckpointer):
             by_iteration.append((iteration, final))
         return [path for _, path in sorted(by_iteration, reverse=True)]
 
-    def load_training(self, path: str) -> dict:
-        """Load everything that is needed to go on with training.
-
-        Returns:
-            What the file holds beyond model, teacher and trainer.
+    def load_training(self, path: str) -> None:
+        """Load everything that is needed to go on with training, random generators included.
 
         Raises:
-            ValueError: the file lacks a part or a weight, or is of a run that differs in `run`.
+            ValueError: the file lacks a part or a weight, or is of a run that differs in `run`
+                and this was not accepted.
         """
-        self._required_parts = {"model", "random_states", "run", *self.checkpointables}
+        self._resuming = True
         try:
-            return self.load(path)
+            rest = self.load(path)
         finally:
-            self._required_parts = set()
+            self._resuming = False
+        rank, world_size = comm.get_rank(), comm.get_world_size()
+        same_processes = len(rest["random_states"]) == world_size
+        if same_processes:
+            set_random_state(rest["random_states"][rank])
+        self._hidden.load_state_dict(rest["hidden_states"][rank if same_processes else 0])
+        self.saved_iteration = rest["iteration"]
 
     def _load_file(self, filename: str) -> dict:
         if filename.endswith(".pkl"):
             check_pickle(filename)
         loaded = super()._load_file(filename)
-        missing = sorted(self._required_parts - set(loaded))
+        if self._resuming:
+            self._check_parts(filename, loaded)
+            changed = self._check_run(filename, loaded["run"])
+            self._check_keys(filename, loaded, changed)
+        return loaded
+
+    def _check_parts(self, filename: str, loaded: dict) -> None:
+        parts = {"model", "iteration", "random_states", "hidden_states", "run"}
+        missing = sorted((parts | set(self.checkpointables)) - set(loaded))
         if missing:
             raise ValueError(
                 f"{filename} has no {', '.join(missing)}: it cannot be resumed from. To start "
                 "from its weights, set MODEL.WEIGHTS to it and take another OUTPUT_DIR."
             )
-        changes = differences(loaded["run"], self.run) if self._required_parts else []
-        if changes:
+
+    def _check_run(self, filename: str, saved: dict) -> set[str]:
+        """The names of the settings that differ, if that is accepted."""
+        changes = differences(saved, self.run)
+        other_classes = CLASSES in changes and CLASSES in saved
+        if changes and (other_classes or not self.accepts_changes):
+            accept = "set SOFT_TEACHER.RESUME_WITH_CHANGES to True to go on with the new ones, "
             raise ValueError(
-                f"{filename} is of another run: {'; '.join(changes)}. Resume with the settings "
-                "that it was trained with, or start from its weights in another OUTPUT_DIR."
+                f"{filename} is of another run: {'; '.join(changes.values())}. Resume with the "
+                f"settings that it was trained with, {'' if other_classes else accept}or "
+                "start from its weights (MODEL.WEIGHTS) in another OUTPUT_DIR."
             )
-        return loaded
+        for change in changes.values():
+            self.logger.warning(f"Resuming with a change: {change}")
+        return set(changes)
+
+    def _check_keys(self, filename: str, loaded: dict, changed: set[str]) -> None:
+        """Raise a ValueError for a missing or unknown key of what is to be loaded.
+
+        Detectron2 checks those of the student, see :meth:`_log_incompatible_keys`.
+        """
+        found = []
+        for name, part in self.checkpointables.items():
+            expected = part.state_dict()
+            if name == "trainer":
+                for action in adapt_state(loaded[name], expected, changed):
+                    self.logger.warning(f"Because of that {action}")
+            found += key_differences(loaded[name], expected, name)
+        for name in ("random_states", "hidden_states"):
+            if NUM_PROCESSES not in changed and len(loaded[name]) != comm.get_world_size():
+                found.append(f"{name} of {len(loaded[name])} processes")
+        if found:
+            raise ValueError(
+                f"{filename} has {', '.join(found[:5])}{', ...' if found[5:] else ''}: it is of "
+                "another model or version, or incomplete. Resume with the config and the version "
+                "that it was trained with, or from another checkpoint."
+            )
 
     def _torch_load(self, f: str) -> dict:
         return load_tensors(f)
 
     def _log_incompatible_keys(self, incompatible) -> None:
         super()._log_incompatible_keys(incompatible)
-        if self._required_parts and any(incompatible):
+        if self._resuming and any(incompatible):
             raise ValueError(
                 "The checkpoint is of another model (see the keys above); resume with the config "
                 "that it was trained with, or take another OUTPUT_DIR."

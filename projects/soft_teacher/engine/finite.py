@@ -1,11 +1,16 @@
 """Agreement of all processes on whether and how to go on, and names for what is not finite."""
 
-import math
-
 import torch
 import torch.distributed as dist
 from detectron2.utils import comm
 from torch import Tensor, nn
+
+
+class NonFiniteStepError(ArithmeticError):
+    """A loss or gradient is not finite on some process; raised on all of them together.
+
+    The message says what was wrong on this process, and is empty if nothing was.
+    """
 
 
 def agree_on_flags(flags: Tensor) -> Tensor:
@@ -15,9 +20,9 @@ def agree_on_flags(flags: Tensor) -> Tensor:
     return flags
 
 
-def name_non_finite_losses(values: dict[str, float]) -> str:
-    """The names and values of scalars that are not finite, for the log."""
-    bad = [f"{k} = {v}" for k, v in values.items() if not math.isfinite(v)]
+def name_non_finite_losses(losses: dict[str, Tensor]) -> str:
+    """The names and values of 0-d losses that are not finite, for the log."""
+    bad = [f"{k} = {float(v.detach())}" for k, v in losses.items() if not torch.isfinite(v)]
     return ", ".join(bad)
 
 

@@ -81,8 +81,8 @@ class BestTeacherKeeper(HookBase):
     """Keeps the weights of the best teacher evaluated so far in a file of its own.
 
     The file is a plain Detectron2 weight file with the metric and the number of iterations
-    in it. It is what remembers the best value over a restart, and "last_checkpoint" never points
-    to it (Detectron2's BestCheckpointer retags it and forgets the best).
+    in it, and "last_checkpoint" never points to it (Detectron2's BestCheckpointer retags it and
+    forgets the best). Checkpoints remember the best value over a restart.
     """
 
     def __init__(self, teacher: nn.Module, path: str, period: int, metric: str):
@@ -100,12 +100,22 @@ class BestTeacherKeeper(HookBase):
         self._best = -math.inf
 
     def before_train(self) -> None:
-        """Remember the best of the run that is resumed, unless it lies in the future."""
-        if not PathManager.isfile(self._path):
+        """Take note of an evaluation of the very checkpoint that is resumed.
+
+        It came after the checkpoint was saved, which does not know its result. That matters at the
+        end of a training that is made longer: its last evaluation is not done again.
+        """
+        if self.trainer.start_iter == 0 or not PathManager.isfile(self._path):
             return
         kept = load_tensors(self._path)
-        if kept["iteration"] <= self.trainer.start_iter:
-            self._best = kept["metric"]
+        if kept["iteration"] == self.trainer.start_iter:
+            self._best = max(self._best, kept["metric"])
+
+    def state_dict(self) -> dict[str, float]:
+        return {"best": self._best}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        self._best = state["best"]
 
     def after_step(self) -> None:
         iteration = self.trainer.iter + 1

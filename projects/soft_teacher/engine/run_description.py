@@ -2,29 +2,65 @@
 
 from detectron2.config import CfgNode
 
-from soft_teacher.data import resolve_dataset_names
+from soft_teacher.data import pseudo_label_files, resolve_dataset_names
+from soft_teacher.data.datasets import class_names
+
+NUM_PROCESSES = "number of processes"
+CLASSES = "classes"
+
+OF_OPTIMIZER = (
+    "SOLVER.BASE_LR",
+    "SOLVER.BIAS_LR_FACTOR",
+    "SOLVER.MOMENTUM",
+    "SOLVER.NESTEROV",
+    "SOLVER.WEIGHT_DECAY",
+    "SOLVER.WEIGHT_DECAY_NORM",
+    "SOLVER.WEIGHT_DECAY_BIAS",
+)
+"""Keys whose values an optimizer keeps in its state, so that the config's would be ignored."""
 
 
 def describe_run(cfg: CfgNode, world_size: int) -> dict:
-    """The settings on which the meaning of a checkpoint's counters and states depends."""
+    """The settings on which the meaning of a checkpoint's counters and states depends.
+
+    Which images the sets hold is not known before they are read; see `LoaderStream`.
+    """
     labeled, unlabeled = resolve_dataset_names(cfg)
     enabled = cfg.SOFT_TEACHER.ENABLED
+    names = class_names(cfg)
     return {
-        "number of processes": world_size,
+        CLASSES: names if names is None else list(names),
+        NUM_PROCESSES: world_size,
         "SOFT_TEACHER.ENABLED": enabled,
+        "SOFT_TEACHER.EMA.ENABLED": cfg.SOFT_TEACHER.EMA.ENABLED,
         "SOLVER.AMP.ENABLED": cfg.SOLVER.AMP.ENABLED,
         "SOLVER.IMS_PER_BATCH": cfg.SOLVER.IMS_PER_BATCH,
         "SOLVER.IMS_PER_BATCH_UNLABELED": cfg.SOLVER.IMS_PER_BATCH_UNLABELED if enabled else 0,
+        "SOLVER.ACCUMULATION_STEPS": cfg.SOLVER.ACCUMULATION_STEPS,
+        "DATALOADER.ASPECT_RATIO_GROUPING": cfg.DATALOADER.ASPECT_RATIO_GROUPING,
         "DATASETS.TRAIN": list(labeled),
         "DATASETS.UNLABELED": list(unlabeled) if enabled else [],
+        "SOFT_TEACHER.PSEUDO_LABELS.FILES": list(pseudo_label_files(cfg)) if enabled else [],
+        "DATASETS.TEST": list(cfg.DATASETS.TEST),
         "SEED": cfg.SEED,
+        **{key: cfg.SOLVER[key.removeprefix("SOLVER.")] for key in OF_OPTIMIZER},
     }
 
 
-def differences(saved: dict, current: dict) -> list[str]:
-    """Readable differences between two descriptions, saved value first."""
-    return [
-        f"{key} was {saved.get(key)!r} and is {value!r}"
+def differences(saved: dict, current: dict) -> dict[str, str]:
+    """What differs between two descriptions, with a readable account; saved value first."""
+    return {
+        key: _account(key, saved[key], value) if key in saved else f"{key} was not recorded"
         for key, value in current.items()
-        if saved.get(key) != value
-    ]
+        if key not in saved or saved[key] != value
+    }
+
+
+def _account(key: str, saved: object, current: object) -> str:
+    if not (key == CLASSES and saved and current):
+        return f"{key} was {saved!r} and is {current!r}"
+    gone = [x for x in saved if x not in current]
+    new = [x for x in current if x not in saved]
+    if gone or new:
+        return f"{key}: {len(saved)} and now {len(current)}, without {gone} and with {new}"
+    return f"{key} have another order"

@@ -13,18 +13,26 @@ def scale_to_world_size(cfg: CfgNode, world_size: int) -> CfgNode:
     each GPU works on as many images, and training sees as many in all. The share of the teacher
     kept in each update becomes MOMENTUM ** s: the average spans as many images.
 
+    A GPU with SOLVER.ACCUMULATION_STEPS = a stands for a of them, in all this.
+
     Args:
         cfg: the config; it is not changed.
-        world_size: k.
+        world_size: the number of processes.
 
     Returns:
         The scaled config, or `cfg` itself when there is nothing to scale.
 
     Raises:
-        ValueError: the images of the recipe cannot be shared out evenly.
+        ValueError: the images of the recipe cannot be shared out evenly, or no GPU has a batch.
     """
+    if cfg.SOLVER.ACCUMULATION_STEPS < 1:
+        raise ValueError(
+            f"SOLVER.ACCUMULATION_STEPS is {cfg.SOLVER.ACCUMULATION_STEPS}; set it to 1, one batch "
+            "for each step, or more."
+        )
+    num_shares = world_size * cfg.SOLVER.ACCUMULATION_STEPS
     reference = cfg.SOLVER.REFERENCE_WORLD_SIZE
-    if reference in (0, world_size):
+    if reference in (0, num_shares):
         return cfg
     keys = ["IMS_PER_BATCH"]
     if cfg.SOFT_TEACHER.ENABLED:
@@ -35,13 +43,13 @@ def scale_to_world_size(cfg: CfgNode, world_size: int) -> CfgNode:
                 f"SOLVER.{key} is {cfg.SOLVER[key]}, which is no multiple of "
                 f"SOLVER.REFERENCE_WORLD_SIZE ({reference}); change one of them."
             )
-    scaled = DefaultTrainer.auto_scale_workers(cfg, world_size)
+    scaled = DefaultTrainer.auto_scale_workers(cfg, num_shares)
     frozen = scaled.is_frozen()
     scaled.defrost()
-    scale = world_size / reference
+    scale = num_shares / reference
     st = scaled.SOFT_TEACHER
     scaled.SOLVER.IMS_PER_BATCH_UNLABELED = (
-        cfg.SOLVER.IMS_PER_BATCH_UNLABELED * world_size // (reference)
+        cfg.SOLVER.IMS_PER_BATCH_UNLABELED * num_shares // (reference)
     )
     st.BURN_IN_ITERS = round(st.BURN_IN_ITERS / scale)
     st.EMA.MOMENTUM = st.EMA.MOMENTUM**scale

@@ -9,55 +9,48 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from typing import NamedTuple, NoReturn
+from typing import NoReturn
 
 import torch
 from detectron2.engine import SimpleTrainer
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
-from torch import Tensor, nn
+from torch import nn
 
 from soft_teacher.engine.ema import EMATeacher
 from soft_teacher.engine.finite import (
+    NonFiniteStepError,
     agree_on_flags,
     name_non_finite_gradients,
     name_non_finite_losses,
 )
+from soft_teacher.engine.forward import Batch, Forward, run_forward, without_ddp
+from soft_teacher.engine.global_normalizer import normalize_globally
 from soft_teacher.engine.loader_stream import LoaderStream
 from soft_teacher.engine.precision import Precision
 from soft_teacher.engine.random_state import get_random_state, set_random_state
 from soft_teacher.engine.running_statistics import RunningStatistics
+from soft_teacher.engine.step_log import MicroStep, log_step
 from soft_teacher.engine.stop_signal import StopSignal
 from soft_teacher.modeling.guidance import Guidance
 
 logger = logging.getLogger(__name__)
 
 Observer = Callable[[int, list[dict], list[dict], Guidance], None]
-"""(iteration, weak views, strong views, guidance), called after each semi-supervised forward."""
+"""(iteration, weak views, strong views, guidance), called after the first forward of each
+semi-supervised iteration."""
 
 
 class UnreadableDataError(OSError):
     """A process could not read its images; raised on all, which are as if the step never began."""
 
 
-class Agreement(NamedTuple):
-    """What all processes know of each other between forward and backward.
-
-    Attributes:
-        finite: whether all losses are finite.
-        stop_signal: number of the signal that asks for a stop after this step, or 0.
-        has_data: whether all could read their images.
-        values: the scalars of this process as numbers.
-    """
-
-    finite: bool
-    stop_signal: int
-    has_data: bool
-    values: dict[str, float]
-
-
 class SoftTeacherStep(SimpleTrainer):
     """Labeled and unlabeled batch, guidance, losses, one backward, optimizer, EMA.
+
+    With accumulation all that comes before the optimizer is done several times, as a micro-step,
+    and the gradients are averaged: as many processes would have done the same, one micro-step
+    each. An iteration is one step of the optimizer.
 
     A step whose loss or gradient is not finite on any process is skipped on all of them: it
     changes neither the student nor the teacher.
@@ -76,6 +69,8 @@ class SoftTeacherStep(SimpleTrainer):
         optimizer: torch.optim.Optimizer,
         precision: Precision,
         *,
+        accumulation_steps: int = 1,
+        normalizer_scope: str = "rank",
         burn_in_iters: int = 0,
         max_skipped_steps: int = 50,
         log_period: int = 20,
@@ -89,6 +84,9 @@ class SoftTeacherStep(SimpleTrainer):
             unlabeled: batches of {"weak", "strong"} views; None for supervised training.
             optimizer: of the student.
             precision: how to autocast and to scale gradients.
+            accumulation_steps: batches, each with a forward and a backward, of one iteration.
+            normalizer_scope: "global" if processes have the normalizers of their unlabeled losses
+                in common, "rank" if each has its own.
             burn_in_iters: supervised steps before unlabeled images are used.
             max_skipped_steps: consecutive skipped steps after which training stops.
             log_period: with several processes, scalars are averaged over them and logged every
@@ -100,6 +98,8 @@ class SoftTeacherStep(SimpleTrainer):
         self.labeled = labeled
         self.unlabeled = unlabeled
         self.precision = precision
+        self.accumulation_steps = accumulation_steps
+        self.normalizer_scope = normalizer_scope
         self.burn_in_iters = burn_in_iters
         self.max_skipped_steps = max_skipped_steps
         self.log_period = log_period
@@ -114,60 +114,106 @@ class SoftTeacherStep(SimpleTrainer):
     @property
     def student(self) -> nn.Module:
         """The student without its DDP wrapper."""
-        model = self.model
-        return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+        return without_ddp(self.model)
 
     def run_step(self) -> None:
         """Run one iteration; see the class."""
         assert self.model.training, "The student was left in eval mode."
         start = time.perf_counter()
         self._remember()
-        labeled, weak, strong, data_error = self._next_batches()
-        data_time = time.perf_counter() - start
-
-        if data_error is None:
-            losses, statistics, failure = self._forward(labeled, weak, strong)
-        else:
-            losses, statistics, failure = self._enter_forward(data_error)
-        total = sum(losses.values()) if failure is None else None
-        agreed = self._agree(total, {**losses, **statistics}, data_error is None)
-        values, self.agreed_signal = agreed.values, agreed.stop_signal
-        if not agreed.has_data:
-            self._give_up(data_error)
-        if not agreed.finite:
-            self._skip(failure or name_non_finite_losses(values))
-            return
-
         self.optimizer.zero_grad()
-        self.precision.backward(total)
-        grad_norm = self.precision.unscaled_grad_norm(self.optimizer)
-        if not torch.isfinite(grad_norm):
-            self.precision.lower_scale()
-            self._skip(name_non_finite_gradients(self.student))
+        micro_steps: list[MicroStep] = []
+        try:
+            for number in range(self.accumulation_steps):
+                micro_steps.append(self._run_micro_step(number))
+            grad_norm = self._finite_grad_norm()
+        except NonFiniteStepError as error:
+            self._pass_over(self.accumulation_steps - len(micro_steps) - 1)
+            self._skip(str(error))
             return
         momentum = self.teacher.current_momentum
         self.precision.step(self.optimizer)
         self._running.average_over_processes()
         self.teacher.update(self.student)
         self.num_skipped_in_a_row = 0
+        if comm.get_world_size() == 1 or (self.iter + 1) % self.log_period == 0:
+            common = {"ema_momentum": momentum, "grad_norm": grad_norm}
+            log_step(micro_steps, common, time.perf_counter() - start)
 
-        num_images = len(labeled) + len(strong)
-        values["ema_momentum"] = momentum
-        values["grad_norm"] = float(grad_norm)
-        values["images_per_second"] = num_images / (time.perf_counter() - start)
-        self._log(values, set(losses), data_time)
+    def _run_micro_step(self, number: int) -> MicroStep:
+        """One forward and backward, which adds to the gradients.
+
+        Args:
+            number: of the micro-step, from 0. Observers see the first one; with the last one all
+                processes average their gradients.
+
+        Raises:
+            NonFiniteStepError: a loss is not finite on some process; on all of them together.
+            UnreadableDataError: some process has no images; on all of them together.
+        """
+        start = time.perf_counter()
+        batch = self._next_batch()
+        data_time = time.perf_counter() - start
+        with self._gradient_exchange(number == self.accumulation_steps - 1):
+            forward = run_forward(self.model, self.teacher.model, self.precision, batch)
+            if not self._agree(forward, batch.error):
+                raise NonFiniteStepError(forward.failure or name_non_finite_losses(forward.losses))
+            if number == 0 and forward.guidance is not None:
+                for observe in self.observers:
+                    observe(self.iter, batch.weak, batch.strong, forward.guidance)
+            losses = forward.losses
+            if self.normalizer_scope == "global":
+                losses = normalize_globally(losses, forward.normalizers)
+            self.precision.backward(sum(losses.values()) / self.accumulation_steps)
+        losses = {k: v.detach() for k, v in losses.items()}
+        num_images = len(batch.labeled) + len(batch.strong)
+        return MicroStep(losses, forward.statistics, num_images, data_time)
+
+    def _pass_over(self, num_batches: int) -> None:
+        """Take the batches that a step leaves unused, so that the next one begins with its own.
+
+        All processes get here together.
+
+        Raises:
+            UnreadableDataError: as in a step that uses them.
+        """
+        for _ in range(num_batches):
+            self._agree(Forward({}, failure="passed over"), self._next_batch().error)
+
+    def _gradient_exchange(self, wanted: bool) -> contextlib.AbstractContextManager:
+        """Context of a forward and backward in which processes average their gradients, or not."""
+        if wanted or self.model is self.student:
+            return contextlib.nullcontext()
+        return self.model.no_sync()
+
+    def _finite_grad_norm(self) -> float:
+        """The norm of the gradients, which is the same on all processes.
+
+        Raises:
+            NonFiniteStepError: it is not finite.
+        """
+        grad_norm = float(self.precision.unscaled_grad_norm(self.optimizer))
+        if not math.isfinite(grad_norm):
+            self.precision.lower_scale()
+            raise NonFiniteStepError(name_non_finite_gradients(self.student))
+        return grad_norm
 
     @property
     def _streams(self) -> list[LoaderStream]:
         return [x for x in (self.labeled, self.unlabeled) if x is not None]
+
+    def open_streams(self) -> None:
+        """Build the loaders now instead of when they are needed; on all processes together."""
+        for stream in self._streams:
+            stream.open()
 
     def _remember(self) -> None:
         """Keep what the step changes before all have agreed to it."""
         self._running.remember()
         self._states_before = [get_random_state(), *(x.state_dict() for x in self._streams)]
 
-    def _next_batches(self) -> tuple[list[dict], list[dict], list[dict], OSError | None]:
-        """Labeled, weak and strong views, or the reason why there are none."""
+    def _next_batch(self) -> Batch:
+        """The views of the next micro-step, or the reason why there are none."""
         semi_supervised = self.unlabeled is not None and self.iter >= self.burn_in_iters
         # Opened before anything is read: an error in reading must not keep a process away.
         for stream in self._streams if semi_supervised else [self.labeled]:
@@ -176,65 +222,31 @@ class SoftTeacherStep(SimpleTrainer):
             labeled = next(self.labeled)
             unlabeled = next(self.unlabeled) if semi_supervised else []
         except OSError as error:
-            return [], [], [], error
-        return labeled, [x["weak"] for x in unlabeled], [x["strong"] for x in unlabeled], None
+            logger.error(f"Iteration {self.iter}: {error}")
+            return Batch([], [], [], error)
+        return Batch(labeled, [x["weak"] for x in unlabeled], [x["strong"] for x in unlabeled])
 
-    def _forward(
-        self, labeled: list[dict], weak: list[dict], strong: list[dict]
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor], str | None]:
-        """Losses and statistics, or the reason why there are none.
+    def _agree(self, forward: Forward, data_error: OSError | None) -> bool:
+        """Whether all processes can go on to backward, which they do together or not at all.
 
-        Detectron2's RPN raises inside forward when it predicts non-finite values; on other
-        processes the same step may be fine, so the error becomes a flag that all agree on.
-        """
-        try:
-            with self.precision.autocast():
-                if not weak:
-                    return self.model(labeled), {}, None
-                guidance = self.teacher.model.annotate(weak)
-                losses = self.model(labeled, strong, guidance)
-        except FloatingPointError as error:
-            return {}, {}, str(error)
-        for observe in self.observers:
-            observe(self.iter, weak, strong, guidance)
-        return losses, guidance.statistics, None
+        Every process comes here after every forward. The flags come to the host in the one
+        transfer that the step itself makes before backward.
 
-    def _enter_forward(self, error: OSError) -> tuple[dict, dict, str]:
-        """In place of :meth:`_forward` on a process without images.
-
-        In one of the first forward passes DDP's processes exchange how they sort gradients, so
-        none may stay away; the student itself has nothing to do.
-        """
-
-        def refuse(module: nn.Module, args: tuple) -> NoReturn:
-            raise error
-
-        logger.error(f"Iteration {self.iter}: {error}")
-        hook = self.student.register_forward_pre_hook(refuse)
-        with contextlib.suppress(OSError):
-            self.model([])
-        hook.remove()
-        return {}, {}, str(error)
-
-    def _agree(self, total: Tensor | None, scalars: dict[str, Tensor], has_data: bool) -> Agreement:
-        """What is true of all processes, and this one's scalars as numbers.
-
-        Flags and scalars come to the host together, in the one transfer that the step itself
-        makes before backward.
+        Raises:
+            UnreadableDataError: some process has no images; on all of them together.
         """
         device = next(self.model.parameters()).device
         failed = torch.ones((), device=device)
-        if total is not None:
-            failed = (~torch.isfinite(total.detach())).float()
+        if forward.failure is None:
+            failed = (~torch.isfinite(sum(forward.losses.values()).detach())).float()
         # Made on the device, so that nothing is copied to it.
-        known_here = (float(self._stop_signal.number), float(not has_data))
+        known_here = (float(self._stop_signal.number), float(data_error is not None))
         flags = torch.stack([failed, *(torch.full((), x, device=device) for x in known_here)])
-        flags = agree_on_flags(flags)
-        packed = torch.cat([flags, *(x.detach().float().reshape(1) for x in scalars.values())])
-        failed, number, no_data, *values = packed.tolist()
-        return Agreement(
-            failed == 0, int(number), no_data == 0, dict(zip(scalars, values, strict=True))
-        )
+        any_failed, number, any_without_data = agree_on_flags(flags).tolist()
+        self.agreed_signal = int(number)
+        if any_without_data:
+            self._give_up(data_error)
+        return not any_failed
 
     def _give_up(self, error: OSError | None) -> NoReturn:
         """Undo what the step did so far, as its images could not be read on some process.
@@ -247,6 +259,7 @@ class SoftTeacherStep(SimpleTrainer):
         Raises:
             UnreadableDataError: always.
         """
+        self.optimizer.zero_grad()
         self._running.restore()
         random_state, *positions = self._states_before
         set_random_state(random_state)
@@ -261,7 +274,7 @@ class SoftTeacherStep(SimpleTrainer):
         ) from error
 
     def _skip(self, reason: str) -> None:
-        """Undo what forward did to the student and count; stop after too many in a row.
+        """Undo what the step did so far and count; stop after too many in a row.
 
         All processes get here together.
 
@@ -271,6 +284,7 @@ class SoftTeacherStep(SimpleTrainer):
         Raises:
             FloatingPointError: `max_skipped_steps` steps in a row were skipped.
         """
+        self.optimizer.zero_grad()
         self._running.restore()
         reason = "; ".join(dict.fromkeys(x for x in comm.all_gather(reason) if x))
         self.num_skipped += 1
@@ -283,28 +297,7 @@ class SoftTeacherStep(SimpleTrainer):
                 f"gradient; the last: {reason}. The weights are those before the first of them. "
                 "Lower SOLVER.BASE_LR, lengthen SOLVER.WARMUP_ITERS or set "
                 "SOLVER.CLIP_GRADIENTS.ENABLED; SOFT_TEACHER.MAX_SKIPPED_STEPS sets this limit."
-            )
-
-    def _log(self, values: dict[str, float], losses: set[str], data_time: float) -> None:
-        """Log scalars, averaged over processes: rates add up, data time is the slowest's.
-
-        A mean over nothing (say, the variance when there was no pseudo box) is left out.
-        """
-        if comm.get_world_size() > 1 and (self.iter + 1) % self.log_period != 0:
-            return
-        gathered = comm.gather({**values, "data_time": data_time})
-        if not comm.is_main_process():
-            return
-        means = {}
-        for name in values:
-            known = [x[name] for x in gathered if math.isfinite(x[name])]
-            if known:
-                means[name] = sum(known) / len(known)
-        means["images_per_second"] = sum(x["images_per_second"] for x in gathered)
-        storage = get_event_storage()
-        storage.put_scalar("data_time", max(x["data_time"] for x in gathered))
-        storage.put_scalar("total_loss", sum(means[k] for k in losses))
-        storage.put_scalars(**means)
+            ) from None
 
     def state_dict(self) -> dict:
         state = super().state_dict()
@@ -314,6 +307,7 @@ class SoftTeacherStep(SimpleTrainer):
         if self.unlabeled is not None:
             state["unlabeled"] = self.unlabeled.state_dict()
         state["num_skipped"] = self.num_skipped
+        state["num_skipped_in_a_row"] = self.num_skipped_in_a_row
         return state
 
     def load_state_dict(self, state_dict: dict) -> None:
@@ -324,3 +318,4 @@ class SoftTeacherStep(SimpleTrainer):
         if self.unlabeled is not None:
             self.unlabeled.load_state_dict(state_dict["unlabeled"])
         self.num_skipped = state_dict["num_skipped"]
+        self.num_skipped_in_a_row = state_dict["num_skipped_in_a_row"]

@@ -5,29 +5,34 @@ import os
 import signal
 import time
 import weakref
+from collections.abc import Callable, Iterable
+from functools import partial
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer, create_ddp_model, hooks
 from detectron2.engine.train_loop import TrainerBase
 from detectron2.utils import comm
+from fvcore.common.history_buffer import HistoryBuffer
 from torch import nn
 
 from soft_teacher.data import build_labeled_loader, build_unlabeled_loader, unlabeled_ground_truth
 from soft_teacher.engine.checkpointing import FINAL_NAME, SoftTeacherCheckpointer
 from soft_teacher.engine.ema import EMATeacher
 from soft_teacher.engine.evaluation import evaluate_models
+from soft_teacher.engine.global_normalizer import read_normalizer_scope
 from soft_teacher.engine.hooks import BestTeacherKeeper, RetainingCheckpointer, SilenceWarner
 from soft_teacher.engine.loader_stream import LoaderStream
 from soft_teacher.engine.monitors import QualityMonitor, ViewPainter
 from soft_teacher.engine.precision import Precision
-from soft_teacher.engine.random_state import set_random_state
 from soft_teacher.engine.run_description import describe_run
 from soft_teacher.engine.schedule import scale_to_world_size
 from soft_teacher.engine.stop_signal import StopSignal, exit_status
 from soft_teacher.engine.train_step import SoftTeacherStep, UnreadableDataError
 
 LOG_PERIOD = 20
+HISTORY_LENGTH = 1000
+"""Values kept of each logged scalar: the longest window that Detectron2's writers look at."""
 
 logger = logging.getLogger(__name__)
 
@@ -52,13 +57,20 @@ class SoftTeacherTrainer(DefaultTrainer):
         model = create_ddp_model(student, broadcast_buffers=False, **ddp_args)
         st = cfg.SOFT_TEACHER
         self._stop_signal = StopSignal()
+        self._loader_cfg = with_seed(cfg)
+        labeled = self._stream(build_labeled_loader, "DATASETS.TRAIN")
+        unlabeled = None
+        if st.ENABLED:
+            unlabeled = self._stream(build_unlabeled_loader, "DATASETS.UNLABELED")
         self._trainer = SoftTeacherStep(
             model,
             EMATeacher(student, st.EMA.MOMENTUM if st.EMA.ENABLED else 0.0),
-            LoaderStream(lambda start: build_labeled_loader(cfg, start)),
-            LoaderStream(lambda start: build_unlabeled_loader(cfg, start)) if st.ENABLED else None,
+            labeled,
+            unlabeled,
             optimizer,
             Precision("cuda" if on_gpu else "cpu", cfg.SOLVER.AMP.ENABLED),
+            accumulation_steps=cfg.SOLVER.ACCUMULATION_STEPS,
+            normalizer_scope=read_normalizer_scope(cfg),
             burn_in_iters=st.BURN_IN_ITERS,
             max_skipped_steps=st.MAX_SKIPPED_STEPS,
             log_period=LOG_PERIOD,
@@ -69,10 +81,20 @@ class SoftTeacherTrainer(DefaultTrainer):
             model, cfg.OUTPUT_DIR, teacher=self.teacher, trainer=weakref.proxy(self)
         )
         self.checkpointer.run = describe_run(cfg, comm.get_world_size())
+        self.checkpointer.accepts_changes = st.RESUME_WITH_CHANGES
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         self._trainer.observers = self.build_observers()
         self.register_hooks(self.build_hooks())
+
+    def _stream(self, build_loader: Callable[[CfgNode, int], Iterable], sets: str) -> LoaderStream:
+        cfg = self._loader_cfg
+        return LoaderStream(
+            lambda start: build_loader(cfg, start),
+            digest_of=lambda loader: loader.digest,
+            sets=sets,
+            accepts_changes=cfg.SOFT_TEACHER.RESUME_WITH_CHANGES,
+        )
 
     @property
     def student(self) -> nn.Module:
@@ -90,19 +112,28 @@ class SoftTeacherTrainer(DefaultTrainer):
             resume: whether to look for a checkpoint. Without one training starts afresh.
 
         Raises:
-            ValueError: the checkpoint lacks something that training needs, or all are damaged.
+            ValueError: the checkpoint lacks something that training needs, or is of another run,
+                or all are damaged.
         """
         checkpoint = self.checkpointer.find_complete() if resume else None
         if checkpoint is not None:
-            rest = self.checkpointer.load_training(checkpoint)
-            set_random_state(rest["random_states"][comm.get_rank()])
+            self.checkpointer.load_training(checkpoint)
             self.start_iter = self.iter + 1
-            if self.start_iter >= self.max_iter and not checkpoint.endswith(f"{FINAL_NAME}.pth"):
+            if self.start_iter < self.max_iter:
+                self._trainer.open_streams()
+            elif not checkpoint.endswith(f"{FINAL_NAME}.pth"):
                 # The training was ended between its last two saves; no step is left to save after.
                 self.checkpointer.save(FINAL_NAME, iteration=self.iter)
         else:
             self.checkpointer.load(self.cfg.MODEL.WEIGHTS, checkpointables=[])
             self._trainer.teacher.restart_from(self.student)
+
+    def state_dict(self) -> dict:
+        return {**super().state_dict(), "data_seed": self._loader_cfg.SEED}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        super().load_state_dict(state_dict)
+        self._loader_cfg.SEED = state_dict["data_seed"]
 
     def build_hooks(self) -> list:
         """Timer, schedule, checkpoints, evaluation of both models, writers; in this order."""
@@ -114,12 +145,12 @@ class SoftTeacherTrainer(DefaultTrainer):
             hooks.IterationTimer(),
             hooks.LRScheduler(),
             self._saving,
-            hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self.evaluate),
         ]
+        self._evaluation_hooks = [hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self.evaluate)]
         if cfg.SOFT_TEACHER.EMA.ENABLED and cfg.DATASETS.TEST:
             # With several test sets Detectron2 puts their names in between; the first counts.
             test_set = f"{cfg.DATASETS.TEST[0]}/" if len(cfg.DATASETS.TEST) > 1 else ""
-            result.append(
+            self._evaluation_hooks.append(
                 BestTeacherKeeper(
                     self.teacher,
                     os.path.join(cfg.OUTPUT_DIR, "model_best_teacher.pth"),
@@ -127,6 +158,7 @@ class SoftTeacherTrainer(DefaultTrainer):
                     f"teacher/{test_set}bbox/AP",
                 )
             )
+        result += self._evaluation_hooks
         if comm.is_main_process():
             st = cfg.SOFT_TEACHER
             if st.ENABLED:
@@ -159,6 +191,24 @@ class SoftTeacherTrainer(DefaultTrainer):
         """
         with self._stop_signal.caught():
             return super().train()
+
+    def before_train(self) -> None:
+        # Detectron2 keeps a million of each scalar, which takes several KB more with every step.
+        self.storage.histories().default_factory = partial(HistoryBuffer, max_length=HISTORY_LENGTH)
+        super().before_train()
+        period = self.cfg.TEST.EVAL_PERIOD
+        if 0 < self.start_iter < self.max_iter and period > 0 and self.start_iter % period == 0:
+            self._catch_up_on_evaluation()
+
+    def _catch_up_on_evaluation(self) -> None:
+        """Evaluate what is resumed from, as it is saved before its evaluation.
+
+        That one may have been cut off, or left out for a stop; if it was not, it is the same again.
+        """
+        self.iter = self.storage.iter = self.start_iter - 1
+        for hook in self._evaluation_hooks:
+            hook.after_step()
+        self.iter = self.storage.iter = self.start_iter
 
     def run_step(self) -> None:
         try:
@@ -207,6 +257,18 @@ class SoftTeacherTrainer(DefaultTrainer):
         # TEST.EXPECTED_RESULTS, which Detectron2 compares with this, are the student's.
         self._last_eval_results = results["student"]
         return results
+
+
+def with_seed(cfg: CfgNode) -> CfgNode:
+    """A copy that has the seed of the data in SEED, drawn if the config leaves it to chance.
+
+    All processes call this together. A resumed training needs the same order of images.
+    """
+    cfg = cfg.clone()
+    cfg.defrost()
+    if cfg.SEED < 0:
+        cfg.SEED = comm.shared_random_seed()
+    return cfg
 
 
 def refuse_what_would_be_ignored(cfg: CfgNode) -> None:

@@ -1,0 +1,92 @@
+"""The forward pass of a training step, which every process enters and leaves in the same way.
+
+The processes wait for each other right behind it, so neither an unreadable image nor a value that
+is not finite may end it by an exception.
+"""
+
+import contextlib
+from typing import NamedTuple, NoReturn
+
+from torch import Tensor, nn
+
+from soft_teacher.engine.precision import Precision
+from soft_teacher.modeling.guidance import Guidance
+
+
+class Batch(NamedTuple):
+    """The views of one forward pass.
+
+    Attributes:
+        labeled: labeled views.
+        weak, strong: two views of each unlabeled image; empty if it is supervised.
+        error: why there are no views, or None.
+    """
+
+    labeled: list[dict]
+    weak: list[dict]
+    strong: list[dict]
+    error: OSError | None = None
+
+
+class Forward(NamedTuple):
+    """What a forward pass gives.
+
+    Attributes:
+        losses: of the student, 0-d.
+        guidance: of the teacher, with what the student left in it; None if it was not asked.
+        failure: why there are no losses, or None.
+    """
+
+    losses: dict[str, Tensor]
+    guidance: Guidance | None = None
+    failure: str | None = None
+
+    @property
+    def statistics(self) -> dict[str, Tensor]:
+        return {} if self.guidance is None else self.guidance.statistics
+
+    @property
+    def normalizers(self) -> dict[str, Tensor]:
+        return {} if self.guidance is None else self.guidance.normalizers
+
+
+def without_ddp(model: nn.Module) -> nn.Module:
+    """The model in its DDP wrapper, or itself if it has none."""
+    return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+
+
+def run_forward(
+    model: nn.Module, teacher: nn.Module, precision: Precision, batch: Batch
+) -> Forward:
+    """The losses of a batch, or the reason why there are none.
+
+    Detectron2's RPN raises inside forward when it predicts non-finite values; on other processes
+    the same step may be fine, so the error becomes a flag that all agree on.
+    """
+    if batch.error is not None:
+        return _enter_without_images(model, batch.error)
+    try:
+        with precision.autocast():
+            if not batch.weak:
+                return Forward(model(batch.labeled))
+            guidance = teacher.annotate(batch.weak)
+            return Forward(model(batch.labeled, batch.strong, guidance), guidance)
+    except FloatingPointError as error:
+        return Forward({}, failure=str(error))
+
+
+def _enter_without_images(model: nn.Module, error: OSError) -> Forward:
+    """Enter the forward pass and leave it at once.
+
+    In one of the first forward passes DDP's processes exchange how they sort gradients, so none
+    may stay away; the student itself has nothing to do.
+    """
+
+    def refuse(module: nn.Module, args: tuple) -> NoReturn:
+        raise error
+
+    hook = without_ddp(model).register_forward_pre_hook(refuse)
+    with contextlib.suppress(OSError):
+        model([])
+    hook.remove()
+    return Forward({}, failure=str(error))

@@ -1,0 +1,86 @@
+"""A long training takes no more memory, files or processes at its end than near its beginning.
+
+`make test-soak` runs it over thousands of steps.
+"""
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from resumed_trainings import train
+from soft_teacher.engine import trainer
+from soft_teacher.engine.trainer import HISTORY_LENGTH, SoftTeacherTrainer
+from tiny_training import NARROW, assert_same, checkpoint, write_config
+
+ROOT = Path(__file__).resolve().parents[1]
+# The logged scalars fill their histories in so many steps, at about 4 KB a step. In a test that
+# ends before, what is found is a leak of images (48 KB each) or of losses with their graphs.
+EARLY_SLOPE = 48 * 1024
+# After that: 1 KB a step would be 180 MB in the 180,000 steps of the longest schedule.
+SLOPE = 1024
+
+
+def test_only_so_many_values_of_a_logged_scalar_are_kept(tmp_path, monkeypatch):
+    lengths = []
+
+    def after_step(self):
+        after_step_of_trainer(self)
+        lengths.append({len(x.values()) for x in self.storage.histories().values()})
+
+    after_step_of_trainer = SoftTeacherTrainer.after_step
+    monkeypatch.setattr(SoftTeacherTrainer, "after_step", after_step)
+    monkeypatch.setattr(trainer, "HISTORY_LENGTH", 3)
+    train(write_config(tmp_path, **NARROW, DATASETS__TEST=()), tmp_path / "out")
+    assert [max(x) for x in lengths] == [1, 2, 3, 3, 3, 3]
+
+
+@pytest.mark.slow
+def test_a_long_training_is_steady_and_repeats_to_the_bit(tmp_path, request):
+    num_steps = request.config.getoption("--soak-steps")
+    config = write_config(tmp_path, **NARROW, VIS_PERIOD=0, SOLVER__BASE_LR=0.001)
+    path = os.pathsep.join(str(ROOT / x) for x in ("", "tests", "projects"))
+    worker = [sys.executable, ROOT / "tests" / "soak_worker.py", config, tmp_path]
+    ended = subprocess.run(
+        [str(x) for x in [*worker, num_steps, num_steps // 10]],
+        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert ended.returncode == 0, ended.stdout[-3000:]
+    for name in ("first", "second"):
+        lines = (tmp_path / f"{name}.jsonl").read_text().splitlines()
+        assert_steady([json.loads(x) for x in lines], name)
+    assert_same(checkpoint(tmp_path / "first"), checkpoint(tmp_path / "second"))
+
+
+def assert_steady(measured: list[dict], name: str) -> None:
+    """Nothing grows after the first evaluation, which comes within the first third."""
+    *during, end = measured
+    late = [x for x in during if x["step"] > HISTORY_LENGTH]
+    limit = SLOPE
+    if len(late) < len(during) // 2:
+        late, limit = during[len(during) // 2 :], EARLY_SLOPE
+    slope = np.polyfit([x["step"] for x in late], [x["memory"] for x in late], 1)[0]
+    speeds = [
+        (b["step"] - a["step"]) / (b["seconds"] - a["seconds"])
+        for a, b in itertools.pairwise(during)
+    ]
+    print(
+        f"{name}: {slope:.0f} bytes a step in steps {late[0]['step']} to {late[-1]['step']} (limit "
+        f"{limit}), {late[-1]['memory'] / 2**20:.0f} MiB; steps a second {speeds[0]:.2f} at first, "
+        f"{np.median(speeds):.2f} in the middle, {speeds[-1]:.2f} at last"
+    )
+    assert slope < limit
+    steady = during[len(during) // 3 : -1]
+    for what in ("files_open", "threads", "children", "files_written"):
+        assert len({x[what] for x in steady}) == 1, (what, steady)
+    # Only the final checkpoint comes on top.
+    assert end["files_written"] <= steady[0]["files_written"] + 1
+    assert end["children"] == 0
