@@ -43,7 +43,7 @@ from soft_teacher.analysis.results import (
 )
 from soft_teacher.config import load_config
 from soft_teacher.data.digits import write_dataset
-from soft_teacher.engine.progress_line import ProgressLine
+from soft_teacher.engine.progress_line import complete_visibly
 from soft_teacher.engine.training_run import (
     TrainingFailedError,
     TrainingRun,
@@ -189,7 +189,9 @@ def train(args: argparse.Namespace, seed: int, digest: str) -> dict[str, Trainin
             inputs,
             args.processes,
         )
-        complete(training, args.fresh)
+        if args.fresh:
+            training.remove()
+        complete_visibly(training)
         return training
 
     supervised = run("supervised", CONFIGS["supervised"], digest)
@@ -218,24 +220,6 @@ def share_before(checkpoint: Path, training: TrainingRun) -> float:
     """The part of a training that lies before one of its checkpoints, 0 to 1."""
     # Detectron2 names a checkpoint after the last iteration, counted from 0.
     return (int(checkpoint.stem.removeprefix("model_")) + 1) / training.config().SOLVER.MAX_ITER
-
-
-def complete(training: TrainingRun, fresh: bool) -> None:
-    """Train to the end, with the command and the progress on the terminal."""
-    if fresh:
-        training.remove()
-    if training.finished:
-        print(f"Finished earlier: {training.output_dir}", flush=True)
-        return
-    if training.output_dir.exists() and not training.can_resume:
-        print(f"Starting over: {training.output_dir} is of another config or has no checkpoint")
-    print(f"$ {shlex.join(training.command(training.can_resume))}", flush=True)
-    line = ProgressLine()
-    try:
-        training.complete(line.show)
-    finally:
-        line.end()
-    print(f"  done in {format_seconds(training.seconds)}, evaluations included", flush=True)
 
 
 def collect(runs: dict[str, TrainingRun], seed: int, data_seconds: float) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from soft_teacher import add_soft_teacher_config, config
 from soft_teacher.engine.training_run import TrainingFailedError, TrainingRun
 
 # In place of train_net.py: logs its arguments, and fails while a file named "fail" is there.
@@ -119,6 +120,18 @@ def test_another_config_or_other_data_is_another_training(make, overrides, input
 def test_a_config_that_says_the_same_is_the_same_training(make):
     complete(make())
     assert make("SOLVER.MAX_ITER", "200").finished
+
+
+def test_a_key_that_a_later_version_adds_does_not_make_it_another_training(make, monkeypatch):
+    def add_keys_and_one_more(cfg):
+        add_soft_teacher_config(cfg)
+        cfg.SOFT_TEACHER.OF_A_LATER_VERSION = value
+
+    before = make().fingerprint
+    value = 1
+    monkeypatch.setattr(config, "add_soft_teacher_config", add_keys_and_one_more)
+    assert make().fingerprint == before
+    assert make("SOFT_TEACHER.OF_A_LATER_VERSION", "2").fingerprint != before
 
 
 def test_files_of_something_else_are_not_deleted(make):

@@ -1,12 +1,12 @@
 """Export: one model of a checkpoint with a config, as Detectron2 alone can use them."""
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from detectron2.config import CfgNode, get_cfg
 from torch import Tensor
 
+from soft_teacher.config import changed_keys
 from soft_teacher.engine.safe_loading import load_tensors
 
 # Model -> its key in a checkpoint, see `engine.checkpointing`.
@@ -47,7 +47,7 @@ def export_model(checkpoint: Path, model: str, cfg: CfgNode, weights: Path) -> P
     plain.MODEL.WEIGHTS = str(weights)
     weights.parent.mkdir(parents=True, exist_ok=True)
     torch.save({"model": state}, weights)
-    changes = {**_changes(plain, get_cfg()), "VERSION": plain.VERSION}
+    changes = {**changed_keys(plain, get_cfg()), "VERSION": plain.VERSION}
     config_file.write_text(CfgNode(changes).dump())
     return config_file
 
@@ -109,16 +109,3 @@ def _copy_known_keys(target: CfgNode, source: CfgNode) -> None:
             _copy_known_keys(value, source[key])
         else:
             target[key] = source[key]
-
-
-def _changes(cfg: CfgNode, defaults: CfgNode) -> dict[str, Any]:
-    """What `cfg` has other than `defaults`, nested alike."""
-    changes: dict[str, Any] = {}
-    for key, value in cfg.items():
-        if isinstance(value, CfgNode) and key in defaults:
-            inner = _changes(value, defaults[key])
-            if inner:
-                changes[key] = inner
-        elif key not in defaults or value != defaults[key]:
-            changes[key] = value
-    return changes

@@ -1,11 +1,14 @@
 """The progress of a training on the terminal."""
 
+import shlex
 import shutil
 import sys
 import time
+from collections.abc import Callable
 
 from soft_teacher.analysis.results import format_seconds
-from soft_teacher.engine.training_run import Progress
+from soft_teacher.engine.child_process import never
+from soft_teacher.engine.training_run import Progress, TrainingRun
 
 PERIOD_IN_FILE = 60.0
 
@@ -36,3 +39,30 @@ class ProgressLine:
         """Leave the line."""
         if self._on_terminal and self._next > 0:
             print()
+
+
+def complete_visibly(
+    training: TrainingRun, stopped: Callable[[], bool] = never, with_progress: bool = True
+) -> None:
+    """Train to the end unless that is done, with the command and the progress on the terminal.
+
+    Args:
+        training: what to complete, see `TrainingRun.complete`, also for what it raises.
+        stopped: whether to stop; asked every second or so.
+        with_progress: False leaves the line of progress out, for several at a time.
+    """
+    folder = training.output_dir
+    if training.finished:
+        print(f"Finished earlier: {folder}", flush=True)
+        return
+    if folder.exists() and not training.can_resume:
+        print(f"Starting over: {folder} is of another config or has no checkpoint")
+    print(f"$ {shlex.join(training.command(training.can_resume))}", flush=True)
+    line = ProgressLine()
+    try:
+        training.complete(line.show if with_progress else lambda progress: None, stopped)
+    finally:
+        if with_progress:
+            line.end()
+    spent = f"done in {format_seconds(training.seconds)}, evaluations included"
+    print(f"  {spent}" if with_progress else f"{folder}: {spent}", flush=True)

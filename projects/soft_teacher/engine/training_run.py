@@ -4,25 +4,29 @@ import hashlib
 import json
 import os
 import shutil
-import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from detectron2.config import CfgNode
 
 from soft_teacher.analysis.metrics_log import read_entries, read_metrics
-from soft_teacher.config import load_config
+from soft_teacher.config import describe_config, load_config
+from soft_teacher.engine.atomic_file import open_atomically
+from soft_teacher.engine.child_process import last_lines, never, run_command
 
 STATE_FILE = "run.json"
 CONSOLE_FILE = "console.txt"
-POLL_SECONDS = 1.0
 
 
 class TrainingFailedError(RuntimeError):
     """The command ended with an error; the message tells where to look."""
+
+
+class TrainingStoppedError(RuntimeError):
+    """The command was stopped, as asked for, and can go on."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,8 @@ class TrainingRun:
         inputs: a digest of the data, and of the run that this one starts from if there is one. A
             run with other inputs is another run.
         num_processes: --num-gpus; on a CPU, so many processes share it.
+        environment: variables of the command, which decide nothing but its speed; None for those
+            of this process.
     """
 
     script: Path
@@ -60,6 +66,7 @@ class TrainingRun:
     output_dir: Path
     inputs: str
     num_processes: int = 1
+    environment: Mapping[str, str] | None = None
 
     @property
     def metrics_file(self) -> Path:
@@ -89,21 +96,8 @@ class TrainingRun:
         return self.seconds - self.evaluation_seconds
 
     def stretched_to(self, seconds: float) -> tuple[str, ...]:
-        """Overrides for a like training that takes so many seconds, evaluations apart.
-
-        All iteration counts of the schedule are scaled alike, so that it keeps its shape.
-        """
-        solver = self.config().SOLVER
-        factor = seconds / self.training_seconds
-
-        def scaled(iterations: int) -> int:
-            return max(1, round(factor * iterations))
-
-        return (
-            *("SOLVER.MAX_ITER", str(scaled(solver.MAX_ITER))),
-            *("SOLVER.STEPS", str(tuple(scaled(x) for x in solver.STEPS))),
-            *("TEST.EVAL_PERIOD", str(scaled(self.config().TEST.EVAL_PERIOD))),
-        )
+        """Overrides for a like training that takes so many seconds, evaluations apart."""
+        return stretched_schedule(self.config(), seconds / self.training_seconds)
 
     def config(self) -> CfgNode:
         """The complete config, as train_net.py reads it."""
@@ -128,14 +122,18 @@ class TrainingRun:
         """Whether the folder holds a checkpoint of this very training."""
         return self._is_same() and (self.output_dir / "last_checkpoint").is_file()
 
-    def complete(self, on_progress: Callable[[Progress], None]) -> None:
+    def complete(
+        self, on_progress: Callable[[Progress], None], stopped: Callable[[], bool] = never
+    ) -> None:
         """Train to the end, from the last checkpoint of this training if there is one.
 
         Args:
             on_progress: called every second or so once the first iterations are logged.
+            stopped: whether to stop; asked every second or so.
 
         Raises:
             TrainingFailedError: the command failed. Called again, it goes on from there.
+            TrainingStoppedError: `stopped` said so. Called again, it goes on from there.
             ValueError: `output_dir` holds files of something else.
         """
         resume = self.can_resume
@@ -145,9 +143,11 @@ class TrainingRun:
             self._write_state(seconds=0.0, finished=False)
         before, start, code = self.seconds, time.perf_counter(), None
         try:
-            code = self._execute(self.command(resume), on_progress)
+            code = self._execute(self.command(resume), on_progress, stopped)
         finally:
             self._write_state(before + time.perf_counter() - start, finished=code == 0)
+        if code != 0 and stopped():
+            raise TrainingStoppedError(f"The training in {self.output_dir} was stopped.")
         if code != 0:
             raise TrainingFailedError(self._explain(code))
 
@@ -166,27 +166,20 @@ class TrainingRun:
             )
         shutil.rmtree(self.output_dir)
 
-    def _execute(self, command: list[str], on_progress: Callable[[Progress], None]) -> int:
+    def _execute(
+        self,
+        command: list[str],
+        on_progress: Callable[[Progress], None],
+        stopped: Callable[[], bool],
+    ) -> int:
         max_iter = self.config().SOLVER.MAX_ITER
-        with (
-            open(self.output_dir / CONSOLE_FILE, "ab") as console,
-            subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=console, stderr=subprocess.STDOUT
-            ) as process,
-        ):
-            try:
-                while process.poll() is None:
-                    self._report(on_progress, max_iter)
-                    try:
-                        process.wait(POLL_SECONDS)
-                    except subprocess.TimeoutExpired:
-                        continue
-            finally:
-                if process.poll() is None:
-                    # It saves a checkpoint first. (On Ctrl-C, Popen itself would not wait.)
-                    process.terminate()
-                    process.wait()
-        return process.returncode
+        return run_command(
+            command,
+            self.output_dir / CONSOLE_FILE,
+            lambda: self._report(on_progress, max_iter),
+            stopped,
+            self.environment,
+        )
 
     def _report(self, on_progress: Callable[[Progress], None], max_iter: int) -> None:
         for entry in reversed(read_entries(self.metrics_file)):
@@ -194,12 +187,11 @@ class TrainingRun:
                 on_progress(Progress(entry["iteration"] + 1, max_iter, entry["eta_seconds"]))
                 return
 
-    def _explain(self, code: int, num_lines: int = 15) -> str:
+    def _explain(self, code: int) -> str:
         console = self.output_dir / CONSOLE_FILE
-        last = console.read_text(errors="replace").splitlines()[-num_lines:]
         return "\n".join(
             [
-                *last,
+                *last_lines(console),
                 f"The training in {self.output_dir} failed with exit code {code}: see the lines "
                 f"above and {console}. When the cause is mended, the same command goes on from "
                 "the last checkpoint.",
@@ -209,7 +201,7 @@ class TrainingRun:
     @property
     def fingerprint(self) -> str:
         """A digest of all that decides the outcome: config, data, number of processes."""
-        facts = (self.config().dump(), self.inputs, str(self.num_processes))
+        facts = (describe_config(self.config()), self.inputs, str(self.num_processes))
         return hashlib.sha256("".join(facts).encode()).hexdigest()
 
     def _state(self) -> dict:
@@ -222,7 +214,25 @@ class TrainingRun:
 
     def _write_state(self, seconds: float, finished: bool) -> None:
         state = {"fingerprint": self.fingerprint, "seconds": seconds, "finished": finished}
-        (self.output_dir / STATE_FILE).write_text(json.dumps(state))
+        # Others may be reading it.
+        with open_atomically(str(self.output_dir / STATE_FILE), "w") as f:
+            f.write(json.dumps(state))
+
+
+def stretched_schedule(cfg: CfgNode, factor: float) -> tuple[str, ...]:
+    """Overrides for a training that is so many times as long.
+
+    All iteration counts of the schedule are scaled alike, so that it keeps its shape.
+    """
+
+    def scaled(iterations: int) -> int:
+        return max(1, round(factor * iterations))
+
+    return (
+        *("SOLVER.MAX_ITER", str(scaled(cfg.SOLVER.MAX_ITER))),
+        *("SOLVER.STEPS", str(tuple(scaled(x) for x in cfg.SOLVER.STEPS))),
+        *("TEST.EVAL_PERIOD", str(scaled(cfg.TEST.EVAL_PERIOD))),
+    )
 
 
 def path_from_here(path: Path) -> str:
