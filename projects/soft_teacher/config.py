@@ -174,8 +174,10 @@ def _add_method_keys(cfg: CN) -> None:
 
     # Weights of background RoIs in the classification loss (sec. 3.2).
     st.BACKGROUND = CN()
-    # Reliability r_j of a background RoI: "teacher" is the teacher's background score (BG-T in
-    # table 7), "none" weighs all alike (table 6 without soft teacher).
+    # Reliability r_j of a background RoI, the indicators of table 7: "teacher" is the teacher's
+    # background score (BG-T), "student" the student's own (BG-S), "pred_diff" how well the two
+    # agree (eq. 6), "iou" the IoU with the nearest pseudo box, "reverse_iou" 1 minus that, and
+    # "none" weighs all alike (table 6 without soft teacher).
     st.BACKGROUND.RELIABILITY = "teacher"
     # "joint": one weighted mean over all RoIs of the GPU's unlabeled images, foreground weight 1
     # (official; its author calls eq. 4 as printed wrong). "paper": eq. 4-5 to the letter, the

@@ -7,7 +7,6 @@ the background. `image_index` (R,) tells which image a RoI belongs to.
 import torch
 from torch import Tensor
 
-RELIABILITIES = ("teacher", "none")
 CLS_NORMALIZERS = ("joint", "paper")
 REG_NORMALIZERS = ("sampled", "foreground")
 

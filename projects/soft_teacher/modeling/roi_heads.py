@@ -11,15 +11,16 @@ from detectron2.modeling import ROI_HEADS_REGISTRY, StandardROIHeads
 from detectron2.structures import Boxes, Instances, pairwise_iou
 from torch import Tensor
 
+from soft_teacher.modeling.background_evidence import gather_evidence
 from soft_teacher.modeling.background_weighting import (
     CLS_NORMALIZERS,
     REG_NORMALIZERS,
-    RELIABILITIES,
     box_regression_loss,
     loss_normalizers,
     soft_classification_loss,
 )
 from soft_teacher.modeling.guidance import GuidanceInView, check_choice
+from soft_teacher.modeling.reliability import INDICATORS
 from soft_teacher.modeling.roi_sampling import Match, UnlabeledSample, join_matches
 
 
@@ -47,9 +48,8 @@ class SoftTeacherROIMixin:
             ValueError: a key has a value that is not among its choices, or excludes another.
         """
         st = cfg.SOFT_TEACHER
-        check_choice(
-            "SOFT_TEACHER.BACKGROUND.RELIABILITY", st.BACKGROUND.RELIABILITY, RELIABILITIES
-        )
+        choices = (*INDICATORS, "none")
+        check_choice("SOFT_TEACHER.BACKGROUND.RELIABILITY", st.BACKGROUND.RELIABILITY, choices)
         check_choice(
             "SOFT_TEACHER.BACKGROUND.NORMALIZER", st.BACKGROUND.NORMALIZER, CLS_NORMALIZERS
         )
@@ -146,7 +146,9 @@ class SoftTeacherROIMixin:
         """
         pools = [self._pool(p, t) for p, t in zip(proposals, guidance.targets, strict=True)]
         cls_matches = self._match(pools, guidance.targets, guidance.teaches_cls)
-        reliability = self._background_reliability(pools, cls_matches, guidance)
+        evidence = gather_evidence(
+            self._indicator_needs, pools, cls_matches, self.num_classes, guidance
+        )
         reg_matches = self._match(pools, guidance.targets, guidance.teaches_reg)
         samples = [
             join_matches(pool, cls, reg.foreground(self.num_classes), targets.gt_boxes.tensor)
@@ -155,10 +157,7 @@ class SoftTeacherROIMixin:
             )
         ]
         guidance.note_pseudo_labels()
-        guidance.normalizers.update(
-            loss_normalizers(reliability, len(samples), self.cls_normalizer, self.reg_normalizer)
-        )
-        return self._losses_on_samples(features, samples, reliability)
+        return self._losses_on_samples(features, samples, evidence, guidance)
 
     def _pool(self, proposals: Instances, targets: Instances) -> Tensor:
         """Candidate RoIs (P, 4) of an image: proposals, and pseudo boxes if the head wants."""
@@ -200,25 +199,35 @@ class SoftTeacherROIMixin:
         rows, classes = self._sample_proposals(matched[candidates], labels[candidates], classes)
         return candidates[rows], classes
 
-    def _background_reliability(
-        self, pools: list[Tensor], matches: list[Match], guidance: GuidanceInView
+    @property
+    def _indicator_needs(self) -> tuple[str, ...]:
+        return () if self.reliability == "none" else INDICATORS[self.reliability].needs
+
+    @torch.no_grad()
+    def _reliability(
+        self, logits: Tensor, is_background: Tensor, evidence: dict[str, Tensor]
     ) -> Tensor:
-        """r_j of eq. 5 for the RoIs sampled for classification (R,); foreground holds 1."""
-        classes = torch.cat([m.classes for m in matches])
-        reliability = torch.ones(classes.shape, device=classes.device)
+        """r_j of eq. 5 for the RoIs sampled for classification (R,); foreground holds 1.
+
+        Args:
+            logits: (R, K+1), the student's.
+            is_background: bool (R,).
+            evidence: see :func:`gather_evidence`.
+        """
+        ones = logits.new_ones(len(logits))
         if self.reliability == "none":
-            return reliability
-        boxes = [
-            pool[m.rows[m.classes == self.num_classes]]
-            for pool, m in zip(pools, matches, strict=True)
-        ]
-        scores = torch.cat(guidance.background_scores(boxes))
-        guidance.note("background_weight", scores.sum() / max(scores.numel(), 1))
-        reliability[classes == self.num_classes] = scores.to(reliability.dtype)
-        return reliability
+            return ones
+        known = {**evidence, "student": F.softmax(logits, dim=1)[:, -1]}
+        indicator = INDICATORS[self.reliability]
+        weights = indicator.reliability(*(known[x] for x in indicator.needs))
+        return torch.where(is_background, weights.to(logits.dtype), ones)
 
     def _losses_on_samples(
-        self, features: dict[str, Tensor], samples: list[UnlabeledSample], reliability: Tensor
+        self,
+        features: dict[str, Tensor],
+        samples: list[UnlabeledSample],
+        evidence: dict[str, Tensor],
+        guidance: GuidanceInView,
     ) -> dict[str, Tensor]:
         """Both losses from one pass over the RoIs of all images."""
         logits, deltas = self._predict_given_boxes(features, [s.boxes for s in samples])
@@ -232,9 +241,12 @@ class SoftTeacherROIMixin:
             torch.tensor([s.num_sampled for s in samples], device=classes.device),
             output_size=len(classes),
         )
+        is_background = classes == self.num_classes
+        reliability = self._reliability(sampled_logits, is_background, evidence)
+        self._note_weights(reliability, is_background, len(samples), guidance)
         loss_cls = soft_classification_loss(
             F.cross_entropy(sampled_logits, classes, reduction="none"),
-            classes == self.num_classes,
+            is_background,
             reliability,
             image_index,
             len(samples),
@@ -255,6 +267,21 @@ class SoftTeacherROIMixin:
             "loss_cls": loss_cls * weight.get("loss_cls", 1.0),
             "loss_box_reg": loss_box_reg * weight.get("loss_box_reg", 1.0),
         }
+
+    def _note_weights(
+        self,
+        reliability: Tensor,
+        is_background: Tensor,
+        num_images: int,
+        guidance: GuidanceInView,
+    ) -> None:
+        """Leave the mean background weight for the log, and what the losses are divided by."""
+        background = is_background.to(reliability.dtype)
+        mean = (reliability * background).sum() / background.sum().clamp(min=1.0)
+        guidance.note("background_weight", mean)
+        guidance.normalizers.update(
+            loss_normalizers(reliability, num_images, self.cls_normalizer, self.reg_normalizer)
+        )
 
     def _regression_loss_sum(self, sample: UnlabeledSample, deltas: Tensor) -> Tensor:
         """Sum of l_reg over the F foreground RoIs of an image; Detectron2's returns the mean."""
