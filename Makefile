@@ -10,6 +10,7 @@ DETECTRON2 ?= pypi
 ARGS ?=
 SEEDS ?= 0 1 2
 KILLS ?= 50
+SOAK_STEPS ?= 3000
 
 UPSTREAM := git+https://github.com/facebookresearch/detectron2.git
 comma := ,
@@ -36,7 +37,7 @@ PIP := "$(VENV)/bin/python" -m pip --disable-pip-version-check --quiet
 PIP_FOR_310 := --only-binary=:all: --python-version 3.10 --implementation cp --abi none --platform any
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-seeds test test-kill lint clean check-python
+.PHONY: help setup demo demo-seeds test test-kill test-soak test-slurm lint clean check-python
 
 help: ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 20
@@ -55,6 +56,12 @@ test: $(READY) ## run the tests
 
 test-kill: $(READY) ## kill trainings at $(KILLS) moments and see that nothing is lost
 	@$(RUN) -m pytest tests/test_interruptions.py -k killed --kills $(KILLS) $(ARGS)
+
+test-soak: $(READY) ## train $(SOAK_STEPS) tiny steps, twice, and see that nothing grows
+	@$(RUN) -m pytest tests/test_soak.py -s --soak-steps $(SOAK_STEPS) $(ARGS)
+
+test-slurm: $(READY) ## train on a SLURM of two nodes on this machine (Debian or Ubuntu, root)
+	@$(RUN) tests/slurm/mini_slurm.py run env $(RUN) -m pytest tests/slurm $(ARGS)
 
 lint: $(READY) ## check style and format
 	@$(RUN) -m ruff check .

@@ -4,10 +4,13 @@
     python train_net.py --config-file configs/coco/soft_teacher_R_50_FPN_10pct.yaml --num-gpus 8
     python train_net.py --config-file FILE --resume
     python train_net.py --config-file FILE --eval-only MODEL.WEIGHTS CHECKPOINT
+    torchrun --nproc-per-node 8 train_net.py --config-file FILE
+    srun --nodes 2 --ntasks-per-node 8 --gpus-per-node 8 python train_net.py --config-file FILE
 
 Any key of the config can be given at the end of the command line, as KEY VALUE pairs. SIGINT
 (Ctrl-C), SIGTERM and SIGUSR2 stop training after the iteration that is under way, with a
-checkpoint; the exit status is 128 plus the signal's number then, and --resume goes on.
+checkpoint; the exit status is 128 plus the signal's number then, and --resume goes on. Where
+torchrun or srun has started all processes, they join instead of starting others; see docs/slurm.md.
 """
 
 import argparse
@@ -24,6 +27,7 @@ from soft_teacher import load_config
 from soft_teacher.data import check_test_sets, warn_of_shared_images
 from soft_teacher.engine import (
     SoftTeacherTrainer,
+    count_cpus,
     evaluate_models,
     launch_training,
     load_models,
@@ -40,7 +44,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
         cfg.MODEL.DEVICE = "cpu"
     if cfg.MODEL.DEVICE == "cpu" and comm.get_world_size() > 1:
         # Processes on one CPU share its cores; left alone, each would take all of them.
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // comm.get_local_size()))
+        torch.set_num_threads(max(1, count_cpus(os.environ) // comm.get_local_size()))
     cfg.freeze()
     default_setup(cfg, args)
     check_test_sets(cfg)

@@ -22,14 +22,17 @@ from soft_teacher.engine.trainer import SoftTeacherTrainer
 
 
 def measure(output: Path) -> dict[str, float]:
-    """Private memory of this process in bytes, and counts of what it has open and has written."""
+    """Private memory of this process in bytes, and counts of what it holds, opened and wrote."""
     # Cycles are collected now or later; only what stays counts.
     gc.collect()
+    # By type: isinstance would follow a weak reference to what is gone.
+    tensors = sum(issubclass(type(x), torch.Tensor) for x in gc.get_objects())
     rollup = Path("/proc/self/smaps_rollup").read_text().splitlines()
     sizes = {x.split(":")[0]: x.split()[1] for x in rollup[1:]}
     tasks = list(Path("/proc/self/task").iterdir())
     return {
         "memory": 1024 * int(sizes["Anonymous"]),
+        "tensors": tensors,
         "files_open": len(list(Path("/proc/self/fd").iterdir())),
         "threads": len(tasks),
         "children": sum(len((x / "children").read_text().split()) for x in tasks),
