@@ -6,5 +6,5 @@ def pytest_addoption(parser):
         "--kills", type=int, default=5, help="trainings to kill in the tests of interruptions"
     )
     parser.addoption(
-        "--soak-steps", type=int, default=40, help="steps of each of the two long trainings"
+        "--soak-steps", type=int, default=60, help="steps of each of the two long trainings"
     )
