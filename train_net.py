@@ -24,6 +24,7 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from soft_teacher import load_config
+from soft_teacher.config import settle_device
 from soft_teacher.data import check_test_sets, warn_of_shared_images
 from soft_teacher.engine import (
     SoftTeacherTrainer,
@@ -38,10 +39,8 @@ def setup(args: argparse.Namespace) -> CfgNode:
     """The config of a run: defaults, then --config-file, then KEY VALUE pairs."""
     cfg = load_config(args.config_file, args.opts)
     cfg.OUTPUT_DIR = cfg.OUTPUT_DIR.replace("{fold}", str(cfg.DATASETS.FOLD))
-    logger = setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="soft_teacher")
-    if cfg.MODEL.DEVICE == "cuda" and not torch.cuda.is_available():
-        logger.warning("There is no CUDA device; MODEL.DEVICE is set to cpu")
-        cfg.MODEL.DEVICE = "cpu"
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="soft_teacher")
+    settle_device(cfg)
     if cfg.MODEL.DEVICE == "cpu" and comm.get_world_size() > 1:
         # Processes on one CPU share its cores; left alone, each would take all of them.
         torch.set_num_threads(max(1, count_cpus(os.environ) // comm.get_local_size()))

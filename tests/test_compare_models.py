@@ -91,8 +91,8 @@ def test_the_images_come_first_on_which_the_models_disagree(tool, folder, known,
     ]
     assert "On 1 of the 3 images Soft Teacher has the higher F1 score" in page
     pictures = sorted(x.name for x in (folder / "out").glob("*.jpg"))
-    assert pictures == ["001_val_1.jpg", "002_val_0.jpg"]
-    with Image.open(folder / "out/001_val_1.jpg") as sheet:
+    assert pictures == ["001.jpg", "002.jpg"]
+    with Image.open(folder / "out/001.jpg") as sheet:
         assert sheet.width > 3 * 400
     assert "val_1.png: F1 0.00 (baseline), 1.00 (Soft Teacher)" in capsys.readouterr().out
 

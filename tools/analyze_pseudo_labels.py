@@ -25,7 +25,6 @@ import torch
 from detectron2.config import CfgNode
 from torch import nn
 
-from soft_teacher import load_config
 from soft_teacher.analysis.annotated_images import (
     choose_model,
     draw_records,
@@ -48,6 +47,7 @@ from soft_teacher.analysis.quality_page import (
     main_rows,
 )
 from soft_teacher.analysis.results import text_table
+from soft_teacher.config import load_config, settle_device
 from soft_teacher.data.datasets import class_names
 from soft_teacher.engine import load_models
 
@@ -123,8 +123,7 @@ def read_config(args: argparse.Namespace) -> CfgNode:
     # The detector itself drops what is below this.
     roi_heads = cfg.MODEL.ROI_HEADS
     roi_heads.SCORE_THRESH_TEST = min(roi_heads.SCORE_THRESH_TEST, args.min_score)
-    if not torch.cuda.is_available():
-        cfg.MODEL.DEVICE = "cpu"
+    settle_device(cfg)
     return cfg
 
 

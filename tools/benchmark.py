@@ -22,8 +22,8 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 
-from soft_teacher import load_config
 from soft_teacher.analysis.results import text_table, versions, write_json
+from soft_teacher.config import load_config, settle_device
 from soft_teacher.engine.benchmark import BatchShape, Measurement, measure
 from soft_teacher.engine.benchmark.comparison import CONTENDERS
 from soft_teacher.engine.training_run import path_from_here
@@ -71,8 +71,7 @@ def read_config(args: argparse.Namespace) -> CfgNode:
     """The config file and the keys of the command line, on a GPU if there is one."""
     cfg = load_config(str(args.config_file), args.opts)
     cfg.SOLVER.AMP.ENABLED = args.amp
-    if not torch.cuda.is_available():
-        cfg.MODEL.DEVICE = "cpu"
+    settle_device(cfg)
     return cfg
 
 

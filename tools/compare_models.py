@@ -26,12 +26,12 @@ from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.structures import BoxMode
 from torch import nn
 
-from soft_teacher import load_config
 from soft_teacher.analysis.annotated_images import choose_model, records_with_truth
 from soft_teacher.analysis.comparison_page import build_comparison_page
 from soft_teacher.analysis.disagreement import f1_score, most_different
 from soft_teacher.analysis.drawing import as_jpeg
 from soft_teacher.analysis.prediction_pictures import Comparison, draw_comparison
+from soft_teacher.config import load_config, settle_device
 from soft_teacher.data import ImageMapper
 from soft_teacher.data.datasets import class_names
 from soft_teacher.data.mapper import read_labeled_image
@@ -132,16 +132,15 @@ def write_pictures(comparisons: list[Comparison], folder: Path) -> None:
     """Write each image's pictures to a JPEG file of their own, numbered as on the page."""
     folder.mkdir(parents=True, exist_ok=True)
     for number, comparison in enumerate(comparisons, 1):
-        stem = Path(comparison.file_name).stem
-        (folder / f"{number:03d}_{stem}.jpg").write_bytes(as_jpeg(comparison.sheet()))
+        # Not named after the image: what is in a data set decides nothing about files here.
+        (folder / f"{number:03d}.jpg").write_bytes(as_jpeg(comparison.sheet()))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Detect, choose, draw and say what was written."""
     args = parse_arguments(argv)
     cfg = load_config(str(args.config_file), args.opts)
-    if not torch.cuda.is_available():
-        cfg.MODEL.DEVICE = "cpu"
+    settle_device(cfg)
     records = find_records(cfg, args)
     objects = [true_entries(x) for x in records]
     weights = {"Baseline": args.baseline, "Soft Teacher": args.soft_teacher}

@@ -20,7 +20,6 @@ VALUE pairs.
 """
 
 import argparse
-import logging
 import os
 import signal
 import sys
@@ -28,12 +27,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from torch import nn
 
-from soft_teacher import load_config
+from soft_teacher.config import load_config, settle_device
 from soft_teacher.data import register_custom_datasets, resolve_dataset_names
 from soft_teacher.data.coco_file import Record, read_coco_content
 from soft_teacher.data.datasets import class_categories, image_records, missing_files
@@ -50,8 +48,6 @@ from soft_teacher.engine.pseudo_labeling import (
 
 PARTIAL_SUFFIX = ".partial"
 INTERRUPTED = 128 + signal.SIGINT
-
-logger = logging.getLogger("soft_teacher.pseudo_label")
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -117,9 +113,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def read_config(args: argparse.Namespace) -> tuple[CfgNode, LabelingOptions]:
     """The detector's config, with its weights, and how it is to label."""
     cfg = load_config(str(args.config_file), args.opts)
-    if cfg.MODEL.DEVICE == "cuda" and not torch.cuda.is_available():
-        logger.warning("There is no CUDA device; MODEL.DEVICE is set to cpu")
-        cfg.MODEL.DEVICE = "cpu"
+    settle_device(cfg)
     cfg.MODEL.WEIGHTS = args.weights
     threshold = args.score_threshold
     if threshold is None:

@@ -4,12 +4,16 @@
 equations, sections and tables are the paper's (Xu et al., ICCV 2021).
 """
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 import yaml
 from detectron2.config import CfgNode as CN
 from detectron2.config import get_cfg
+
+logger = logging.getLogger(__name__)
 
 
 def load_config(path: str, overrides: Sequence[str] = ()) -> CN:
@@ -35,6 +39,13 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> CN:
             "run any code; set it to False: proposals come from the RPN."
         )
     return cfg
+
+
+def settle_device(cfg: CN) -> None:
+    """Set MODEL.DEVICE, which Detectron2 leaves at "cuda", to the CPU where there is no CUDA."""
+    if cfg.MODEL.DEVICE == "cuda" and not torch.cuda.is_available():
+        logger.warning("There is no CUDA device; MODEL.DEVICE is set to cpu")
+        cfg.MODEL.DEVICE = "cpu"
 
 
 def changed_keys(cfg: CN, defaults: CN) -> dict[str, Any]:

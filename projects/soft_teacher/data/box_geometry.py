@@ -8,10 +8,11 @@ from detectron2.data import transforms as T
 from fvcore.transforms.transform import Transform
 
 from soft_teacher.data.geometry import AffineTransform, RandomGeometry
+from soft_teacher.data.pixel_transform import PixelTransform
 
 
-class BoxGeometryTransform(Transform):
-    """Apply a transform inside a rectangle of the image; coordinates and masks stay as they are.
+class BoxGeometryTransform(PixelTransform):
+    """Apply a transform inside a rectangle of the image; the box still bounds what is in it.
 
     Args:
         box: xyxy in pixels, upper bounds excluded, inside the image.
@@ -29,18 +30,6 @@ class BoxGeometryTransform(Transform):
         img = img.copy()
         img[y0:y1, x0:x1] = self.inner.apply_image(img[y0:y1, x0:x1].copy())
         return img
-
-    def apply_coords(self, coords: np.ndarray) -> np.ndarray:
-        """The box still bounds what is in it."""
-        return coords
-
-    def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
-        """As with erased patches, the object is where it was."""
-        return segmentation
-
-    def inverse(self) -> Transform:
-        """Nothing moved."""
-        return T.NoOpTransform()
 
 
 class RandomBoxGeometry(T.Augmentation):

@@ -2,10 +2,11 @@
 
 import numpy as np
 from detectron2.data import transforms as T
-from fvcore.transforms.transform import Transform
+
+from soft_teacher.data.pixel_transform import PixelTransform
 
 
-class EraseTransform(Transform):
+class EraseTransform(PixelTransform):
     """Fill rectangles of the image; coordinates and masks stay as they are.
 
     Args:
@@ -28,18 +29,6 @@ class EraseTransform(Transform):
         """Fill the patches in the image itself, (H, W) or (H, W, C)."""
         for x0, y0, x1, y1 in self.patches:
             img[y0:y1, x0:x1] = self.fill
-
-    def apply_coords(self, coords: np.ndarray) -> np.ndarray:
-        """Nothing moves."""
-        return coords
-
-    def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
-        """An erased object is still there, only unseen."""
-        return segmentation
-
-    def inverse(self) -> Transform:
-        """Nothing moved."""
-        return T.NoOpTransform()
 
 
 class RandomErase(T.Augmentation):
