@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import default_argument_parser
 
 import train_net
@@ -59,13 +58,9 @@ class Bench:
 
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory):
-    sets = set(DatasetCatalog.list())
     bench = Bench(tmp_path_factory.mktemp("interruptions"))
     yield bench
     bench.trainings.close()
-    for name in set(DatasetCatalog.list()) - sets:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
 
 
 def wait_for(path: Path) -> None:
@@ -134,10 +129,7 @@ def test_a_training_killed_at_any_moment_ends_with_the_same_weights(bench, reque
 @pytest.fixture
 def one_thread():
     """As many as the trainings have that the results are compared with."""
-    num_threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(num_threads)
 
 
 @pytest.mark.usefixtures("one_thread")

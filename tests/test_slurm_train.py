@@ -10,7 +10,6 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from soft_teacher.engine.slurm_arguments import read_minutes
 from soft_teacher.engine.slurm_submission import leave_other_jobs
@@ -142,7 +141,6 @@ def test_a_job_submitted_from_within_another_does_not_take_over_its_variables():
 
 @pytest.fixture
 def folder(tmp_path):
-    sets = set(DatasetCatalog.list())
     write_config(
         tmp_path,
         **NARROW,
@@ -153,10 +151,7 @@ def folder(tmp_path):
         SOLVER__MAX_ITER=24,
         SOLVER__CHECKPOINT_PERIOD=6,
     )
-    yield tmp_path
-    for name in set(DatasetCatalog.list()) - sets:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
+    return tmp_path
 
 
 def start_locally(folder: Path, output: Path) -> subprocess.Popen:

@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from soft_teacher import load_config
 from soft_teacher.engine.suite_runner import job_environments, try_lock
@@ -33,11 +32,7 @@ def bench(tmp_path, module, monkeypatch):
     monkeypatch.setattr(module, "ROOT", tmp_path)
     monkeypatch.setattr("soft_teacher.engine.child_process.POLL_SECONDS", 0.05)
     monkeypatch.setattr("soft_teacher.engine.suite_runner.POLL_SECONDS", 0.05)
-    before = set(DatasetCatalog.list())
-    yield Bench(tmp_path, module)
-    for name in set(DatasetCatalog.list()) - before:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
+    return Bench(tmp_path, module)
 
 
 def test_the_table_holds_mean_and_deviation_of_every_row_beside_the_papers_number(bench):

@@ -9,7 +9,6 @@ import time
 from pathlib import Path
 
 import pytest
-from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from tiny_training import NARROW, assert_same, checkpoint, write_config
 
@@ -55,7 +54,6 @@ class Training:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    sets = set(DatasetCatalog.list())
     folder = tmp_path_factory.mktemp("torchrun")
     write_config(
         folder,
@@ -68,10 +66,7 @@ def folder(tmp_path_factory):
         SOLVER__CHECKPOINT_PERIOD=6,
         SOLVER__CHECKPOINTS_TO_KEEP=100,
     )
-    yield folder
-    for name in set(DatasetCatalog.list()) - sets:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
+    return folder
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import default_argument_parser
 
 import train_net
@@ -18,11 +17,7 @@ from tiny_training import assert_same, checkpoint, write_config
 @pytest.fixture
 def config_file(tmp_path):
     """A config of six iterations with evaluation and checkpoint after every two."""
-    before = set(DatasetCatalog.list())
-    yield write_config(tmp_path)
-    for name in set(DatasetCatalog.list()) - before:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
+    return write_config(tmp_path)
 
 
 def run(config_file: Path, output: Path, *options: str, **opts) -> dict | None:

@@ -6,7 +6,6 @@ from itertools import islice
 
 import pytest
 import torch
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import default_argument_parser
 from detectron2.utils.events import EventStorage
 from torch import nn
@@ -236,12 +235,8 @@ def test_a_mean_is_over_what_is_known():
 
 @pytest.fixture
 def config_file(tmp_path):
-    before = set(DatasetCatalog.list())
     keys = {"SOLVER__IMS_PER_BATCH_UNLABELED": 4, "SOLVER__MAX_ITER": 3, "DATASETS__TEST": ()}
-    yield write_config(tmp_path, **NARROW, **keys)
-    for name in set(DatasetCatalog.list()) - before:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
+    return write_config(tmp_path, **NARROW, **keys)
 
 
 def run_train_net(config_file, output, *options: str) -> None:

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from resumed_trainings import resume, train
 from soft_teacher.engine.resume_rules import adapt_state
@@ -15,16 +14,6 @@ from tiny_training import NARROW, checkpoint, write_config
 
 STOP = 1
 ACCEPT = ["SOFT_TEACHER.RESUME_WITH_CHANGES", True]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    num_threads, sets = torch.get_num_threads(), set(DatasetCatalog.list())
-    yield
-    torch.set_num_threads(num_threads)
-    for name in set(DatasetCatalog.list()) - sets:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import default_argument_parser
 from detectron2.utils.events import get_event_storage
 
@@ -23,16 +22,6 @@ from tiny_training import NARROW, assert_same, checkpoint, write_config
 STOP = 3
 # Of the teacher, after so many iterations; the best comes before STOP.
 SCRIPTED_AP = {3: 50.0, 6: 20.0, 7: 30.0}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    num_threads, sets = torch.get_num_threads(), set(DatasetCatalog.list())
-    yield
-    torch.set_num_threads(num_threads)
-    for name in set(DatasetCatalog.list()) - sets:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
 
 
 def assert_resumed_like(whole: Path, resumed: Path) -> None:

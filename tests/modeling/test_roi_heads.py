@@ -8,97 +8,20 @@ from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 
+from rois import (
+    CLS_ROWS,
+    REG_ROWS,
+    SIZE,
+    FixedJudge,
+    features_of,
+    guidance_for,
+    proposals_near,
+    stock_pass,
+    targets,
+)
 from soft_teacher.modeling import SoftTeacherROIHeads
 from soft_teacher.modeling.guidance import Guidance, PseudoLabelRules
-from soft_teacher.modeling.reliability import INDICATORS
 from tiny import NUM_CLASSES, detections, plain_view, random_boxes, tiny_config, tiny_model
-
-SIZE = (64, 80)
-EXHAUSTIVE = {
-    "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 100000,
-    "MODEL.ROI_HEADS.POSITIVE_FRACTION": 1.0,
-}
-
-
-def features_of(model, num_images: int) -> dict:
-    views = [plain_view(i) for i in range(num_images)]
-    images = model.preprocess_image(views)
-    return model.backbone(images.tensor)
-
-
-def proposals_near(boxes: torch.Tensor, seed: int, num_random: int = 30) -> Instances:
-    """Random proposals, and shifted copies of the given boxes."""
-    generator = torch.Generator().manual_seed(seed)
-    shifts = torch.rand(3, *boxes.shape, generator=generator) * 6 - 3
-    pool = torch.cat([random_boxes(seed, num_random, SIZE), (boxes + shifts).reshape(-1, 4)])
-    pool = Boxes(pool)
-    pool.clip(SIZE)
-    return Instances(SIZE, proposal_boxes=pool, objectness_logits=torch.zeros(len(pool)))
-
-
-class FixedJudge:
-    """Background scores that are a function of the box, and given variances."""
-
-    def __call__(self, score_boxes, refine_boxes, refine_classes):
-        probabilities = []
-        for boxes in score_boxes:
-            background = self.background(boxes)
-            probabilities.append(torch.stack([1 - background, background], dim=1))
-        return probabilities, [b.clone() for b in refine_boxes]
-
-    @staticmethod
-    def background(boxes):
-        return 0.1 + 0.8 * boxes[:, 0] / 80
-
-
-def guidance_for(boxes, scores, variances, cfg) -> Guidance:
-    guidance = Guidance(
-        [detections(b, s) for b, s in zip(boxes, scores, strict=True)],
-        [np.eye(3)] * len(boxes),
-        FixedJudge(),
-        PseudoLabelRules.from_config(cfg),
-    )
-    guidance._variance = [torch.tensor(v) for v in variances]
-    return guidance
-
-
-@pytest.fixture
-def setting():
-    """Two images; boxes that teach both losses, one of them, or none."""
-    cfg = tiny_config(**EXHAUSTIVE)
-    torch.manual_seed(0)
-    model = build_model(cfg).train()
-    boxes = [random_boxes(10, 4, SIZE), random_boxes(11, 3, SIZE)]
-    scores = [[0.95, 0.95, 0.7, 0.6], [0.99, 0.6, 0.6]]
-    variances = [[0.01, 0.5, 0.01, 0.01], [0.5, 0.01, 0.5]]
-    guidance = guidance_for(boxes, scores, variances, cfg)
-    proposals = [proposals_near(b, i) for i, b in enumerate(boxes)]
-    return cfg, model, boxes, guidance, proposals
-
-
-CLS_ROWS = [[0, 1], [0]]
-REG_ROWS = [[0, 2, 3], [1]]
-
-
-def targets(boxes, rows) -> list[Instances]:
-    return [
-        Instances(
-            SIZE,
-            gt_boxes=Boxes(b[r]),
-            gt_classes=(torch.arange(len(b)) % NUM_CLASSES)[r],
-        )
-        for b, r in zip(boxes, rows, strict=True)
-    ]
-
-
-def stock_pass(model, features, proposals, targets_of_pass):
-    """Detectron2's own matching, sampling and prediction: samples, logits, deltas."""
-    heads = model.roi_heads
-    samples = heads.label_and_sample_proposals(proposals, targets_of_pass)
-    pooled = heads.box_pooler(
-        [features[f] for f in heads.box_in_features], [x.proposal_boxes for x in samples]
-    )
-    return samples, *heads.box_predictor(heads.box_head(pooled))
 
 
 def test_one_pass_equals_two_separate_passes(setting):
@@ -195,84 +118,6 @@ def test_soft_weighting_off_is_the_plain_mean(setting):
         samples, logits, _ = stock_pass(model, features, proposals, targets(boxes, CLS_ROWS))
     expected = F.cross_entropy(logits, torch.cat([x.gt_classes for x in samples]))
     assert float(found["loss_cls"]) == pytest.approx(float(expected), rel=1e-5)
-
-
-def iou(a, b) -> float:
-    width = min(a[2], b[2]) - max(a[0], b[0])
-    height = min(a[3], b[3]) - max(a[1], b[1])
-    common = max(width, 0) * max(height, 0)
-    areas = sum((x[2] - x[0]) * (x[3] - x[1]) for x in (a, b))
-    return common / (areas - common)
-
-
-def weights_by_hand(indicator, samples, logits, boxes):
-    """Weight of each RoI: 1 for foreground, the indicator's reliability for background."""
-    student = (logits.double().exp() / logits.double().exp().sum(1, keepdim=True))[:, -1].tolist()
-    weights = []
-    for sample, image_boxes, rows in zip(samples, boxes, CLS_ROWS, strict=True):
-        for box, label in zip(sample.proposal_boxes.tensor, sample.gt_classes, strict=True):
-            by_student = student[len(weights)]
-            by_teacher = float(FixedJudge.background(box[None])[0])
-            nearest = max(iou(box.tolist(), x.tolist()) for x in image_boxes[rows])
-            reliability = {
-                "teacher": by_teacher,
-                "student": by_student,
-                "pred_diff": 1 - abs(by_student - by_teacher),
-                "iou": nearest,
-                "reverse_iou": 1 - nearest,
-                "none": 1.0,
-            }[indicator]
-            weights.append(reliability if label == NUM_CLASSES else 1.0)
-    return torch.tensor(weights, dtype=torch.float64)
-
-
-@pytest.mark.parametrize("indicator", [*INDICATORS, "none"])
-def test_every_indicator_weighs_background_as_section_3_2_says(setting, indicator):
-    _, model, boxes, guidance, proposals = setting
-    model.roi_heads.reliability = indicator
-    with EventStorage():
-        features = features_of(model, 2)
-        found = model.roi_heads.unlabeled_losses(
-            features, proposals, guidance.seen_from([plain_view(0), plain_view(1)])
-        )
-        samples, logits, _ = stock_pass(model, features, proposals, targets(boxes, CLS_ROWS))
-    weights = weights_by_hand(indicator, samples, logits.detach(), boxes)
-    classes = torch.cat([x.gt_classes for x in samples])
-    losses = F.cross_entropy(logits.double(), classes, reduction="none")
-    expected = (weights * losses).sum() / max(float(weights.sum()), 1.0)
-    assert float(found["loss_cls"]) == pytest.approx(float(expected), rel=1e-5)
-    background = weights[classes == NUM_CLASSES]
-    assert float(guidance.statistics["background_weight"]) == pytest.approx(
-        float(background.mean()), rel=1e-5
-    )
-    # The weights are no function of the student that learns: its gradient is that of the losses.
-    parameters = list(model.roi_heads.box_predictor.cls_score.parameters())
-    gradients = torch.autograd.grad(found["loss_cls"], parameters)
-    wanted = torch.autograd.grad(expected, parameters)
-    for gradient, other in zip(gradients, wanted, strict=True):
-        torch.testing.assert_close(gradient, other, rtol=1e-4, atol=1e-6)
-
-
-@pytest.mark.parametrize("indicator", ["iou", "reverse_iou"])
-def test_without_a_pseudo_box_no_region_overlaps_one(setting, indicator):
-    cfg, model, boxes, _, proposals = setting
-    model.roi_heads.reliability = indicator
-    guidance = guidance_for(boxes, [[0.6] * 4, [0.6] * 3], [[0.5] * 4, [0.5] * 3], cfg)
-    with EventStorage():
-        losses = model.roi_heads.unlabeled_losses(
-            features_of(model, 2),
-            proposals,
-            guidance.seen_from([plain_view(0), plain_view(1)]),
-        )
-    assert float(guidance.statistics["background_weight"]) == (indicator == "reverse_iou")
-    assert (float(losses["loss_cls"]) > 0) == (indicator == "reverse_iou")
-    assert losses["loss_cls"].requires_grad
-
-
-def test_an_unknown_indicator_is_refused_by_name():
-    cfg = tiny_config(**{"SOFT_TEACHER.BACKGROUND.RELIABILITY": "best"})
-    with pytest.raises(ValueError, match=r"RELIABILITY is 'best'.*'reverse_iou', 'none'"):
-        build_model(cfg)
 
 
 def predict_one(heads, features, box):
