@@ -144,6 +144,9 @@ class SoftTeacherCheckpointer(DetectionCheckpointer):
     def _load_file(self, filename: str) -> dict:
         if filename.endswith(".pkl"):
             check_pickle(filename)
+        elif filename.endswith(".pyth"):
+            # Detectron2 reads these by torch.load as the environment has it.
+            load_tensors(filename)
         loaded = super()._load_file(filename)
         if self._resuming:
             self._check_parts(filename, loaded)
