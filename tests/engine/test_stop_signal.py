@@ -1,15 +1,17 @@
 """Stop signals: the first is noted, later ones change nothing, workers outlive all."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
 from torch.utils.data import DataLoader
 
-from soft_teacher.data.worker_signals import STOP_SIGNALS, outlive_stop_signals
+from soft_teacher.data.worker_signals import STOP_SIGNALS, let_workers_outlive_stop_signals
 from soft_teacher.engine.stop_signal import ForwardedSignal, StopSignal
 
 
@@ -50,8 +52,6 @@ def sleep_for_ever(started):
 
 
 def test_a_forwarded_signal_reaches_started_processes():
-    import multiprocessing
-
     context = multiprocessing.get_context("fork")
     started = context.Event()
     process = context.Process(target=sleep_for_ever, args=(started,))
@@ -77,9 +77,14 @@ class Slow:
         return os.getpid()
 
 
-def test_workers_outlive_stop_signals_from_others_and_obey_their_own_process():
-    loader = DataLoader(Slow(), num_workers=1, batch_size=None, worker_init_fn=outlive_stop_signals)
-    batches = iter(loader)
+@pytest.fixture
+def batches():
+    loader = DataLoader(Slow(), num_workers=1, batch_size=None)
+    let_workers_outlive_stop_signals(loader)
+    return iter(loader)
+
+
+def test_workers_outlive_stop_signals_from_others_and_obey_their_own_process(batches):
     worker = next(batches)
     # A third process, so that the worker is not told by the one that it works for.
     kill = "import os, signal; [os.kill({}, x) for x in ({})]"
@@ -91,3 +96,25 @@ def test_workers_outlive_stop_signals_from_others_and_obey_their_own_process():
     while os.waitid(os.P_PID, worker, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
         assert time.monotonic() < end, "The worker does not end when it is told to."
         time.sleep(0.01)
+
+
+def test_threads_that_libraries_start_in_a_worker_do_not_take_its_stop_signals():
+    masks = multiprocessing.SimpleQueue()
+
+    def note_mask():
+        masks.put(signal.pthread_sigmask(signal.SIG_BLOCK, ()))
+
+    # What a library may do in every forked process, before any code of ours runs in it.
+    forked = {"start": None}
+    os.register_at_fork(after_in_child=lambda: forked["start"] and forked["start"]())
+    forked["start"] = threading.Thread(target=note_mask, daemon=True).start
+    loader = DataLoader(Slow(), num_workers=1, batch_size=None)
+    let_workers_outlive_stop_signals(loader)
+    next(iter(loader))
+    forked["start"] = None
+    assert signal.SIGTERM in masks.get()
+
+
+def test_the_process_that_starts_workers_still_takes_stop_signals(batches):
+    next(batches)
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, ()) & set(STOP_SIGNALS)

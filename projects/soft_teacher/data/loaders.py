@@ -19,7 +19,7 @@ from soft_teacher.data.memory import keep_freed_memory
 from soft_teacher.data.pseudo_label_files import pseudo_labeled_records
 from soft_teacher.data.samplers import SeededBatchSampler
 from soft_teacher.data.set_aside import ReplacingDataset, SetAsideRecorder
-from soft_teacher.data.worker_signals import outlive_stop_signals
+from soft_teacher.data.worker_signals import let_workers_outlive_stop_signals
 
 _LABELED_STREAM = 0
 _UNLABELED_STREAM = 1
@@ -152,6 +152,7 @@ def _build_loader(
         generator=torch.Generator().manual_seed(seed),
         persistent_workers=num_workers > 0,
     )
+    let_workers_outlive_stop_signals(loader)
     loader.digest = digest
     return loader
 
@@ -178,4 +179,3 @@ def _use_one_thread(worker_id: int) -> None:
     # Workers are the parallelism. Torch limits itself in workers, OpenCV does not.
     cv2.setNumThreads(0)
     keep_freed_memory()
-    outlive_stop_signals()

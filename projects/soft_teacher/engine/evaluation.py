@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from soft_teacher.data import ImageMapper
-from soft_teacher.data.worker_signals import outlive_stop_signals
+from soft_teacher.data.worker_signals import let_workers_outlive_stop_signals
 from soft_teacher.engine.checkpointing import SoftTeacherCheckpointer
 from soft_teacher.engine.random_state import untouched_random_state
 
@@ -25,7 +25,7 @@ class _Tester(DefaultTrainer):
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> DataLoader:
         loader = build_detection_test_loader(cfg, dataset_name, mapper=ImageMapper(cfg))
-        loader.worker_init_fn = outlive_stop_signals
+        let_workers_outlive_stop_signals(loader)
         return loader
 
 

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from soft_teacher.data import ImageMapper
 from soft_teacher.data.image_files import ImageError
-from soft_teacher.data.worker_signals import outlive_stop_signals
+from soft_teacher.data.worker_signals import let_workers_outlive_stop_signals
 from soft_teacher.engine.atomic_file import open_atomically
 from soft_teacher.engine.journal import Journal
 
@@ -122,7 +122,7 @@ def label_images(
         batch_size=options.batch_size,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
     )
-    loader.worker_init_fn = outlive_stop_signals
+    let_workers_outlive_stop_signals(loader)
     with tqdm(total=len(records), initial=done, desc="Labeling", unit=" images") as progress:
         for batch in loader:
             for view in batch:
