@@ -77,6 +77,32 @@ def add_soft_teacher_config(cfg: CN) -> None:
     _add_augmentation_keys(cfg)
     _add_method_keys(cfg)
     _add_model_keys(cfg)
+    _add_fcos_keys(cfg)
+
+
+HEAD_SECTIONS = {
+    "RetinaNet": "RETINANET",
+    "SoftTeacherRetinaNet": "RETINANET",
+    "SoftTeacherFCOS": "FCOS",
+}
+"""MODEL.META_ARCHITECTURE -> the section of MODEL with its NUM_CLASSES and SCORE_THRESH_TEST; that
+of all others is ROI_HEADS. An architecture of yours with another section adds itself."""
+
+
+def head_section(cfg: CN) -> str:
+    """Name of the section of MODEL that holds NUM_CLASSES and SCORE_THRESH_TEST of the model."""
+    return HEAD_SECTIONS.get(cfg.MODEL.META_ARCHITECTURE, "ROI_HEADS")
+
+
+def num_classes(cfg: CN) -> int:
+    """How many classes the model has."""
+    return cfg.MODEL[head_section(cfg)].NUM_CLASSES
+
+
+def lower_score_threshold(cfg: CN, threshold: float) -> None:
+    """Let the model keep detections above a score, if its own threshold is higher; in place."""
+    head = cfg.MODEL[head_section(cfg)]
+    head.SCORE_THRESH_TEST = min(head.SCORE_THRESH_TEST, threshold)
 
 
 def _add_data_keys(cfg: CN) -> None:
@@ -101,6 +127,10 @@ def _add_data_keys(cfg: CN) -> None:
     cfg.SOLVER.ACCUMULATION_STEPS = 1
     # Checkpoints kept beside the final one, the oldest go first (official: 20).
     cfg.SOLVER.CHECKPOINTS_TO_KEEP = 20
+    # "SGD", as Detectron2 builds it, or "ADAMW" with betas 0.9 and 0.999, as Swin's authors train
+    # detectors (BASE_LR 0.0001 at 16 images, WEIGHT_DECAY 0.05, WEIGHT_DECAY_NORM 0). With the
+    # latter relative and absolute position embeddings have no weight decay.
+    cfg.SOLVER.OPTIMIZER = "SGD"
 
 
 def _add_augmentation_keys(cfg: CN) -> None:
@@ -111,11 +141,21 @@ def _add_augmentation_keys(cfg: CN) -> None:
     # True: one scale for all images of a step in each view, on all GPUs, instead of one an image
     # (official). Batches have less padding, so steps are faster.
     cfg.INPUT.AUG.SCALE_PER_STEP = False
-    # Exactly one of nine color operations on the labeled and strong views (official).
+    # How many operations change a view: "one_of", exactly one of nine color operations and one of
+    # four geometric ones (official, as STAC), or "independent", each of them by itself with the
+    # probabilities below, so that several or none may change it. So it was done for the paper, says
+    # its author (github.com/microsoft/SoftTeacher, issue 98). Its supplement, whose numbers are
+    # known here at second hand, also has 1 to 5 erased patches.
+    cfg.INPUT.AUG.MODE = "one_of"
+    # Of each color operation, if "independent" (the paper's supplement: 0.25).
+    cfg.INPUT.AUG.COLOR_PROBABILITY = 0.25
+    # Of each geometric operation, if "independent" (the paper's supplement: 0.3).
+    cfg.INPUT.AUG.GEOMETRY_PROBABILITY = 0.3
+    # Color operations on the labeled and strong views.
     cfg.INPUT.AUG.COLOR = True
     # False: labeled views keep their colors (STAC).
     cfg.INPUT.AUG.LABELED_COLOR = True
-    # Exactly one of four geometric operations on the strong view (official).
+    # Geometric operations on the strong view.
     cfg.INPUT.AUG.GEOMETRY = True
     # True: on half of the strong views the operation is done inside one pseudo box alone, at most
     # half as far and a third of the angles below (STAC). For SOFT_TEACHER.PSEUDO_LABELS.FILES only.
@@ -128,6 +168,9 @@ def _add_augmentation_keys(cfg: CN) -> None:
     cfg.INPUT.AUG.MAX_SHEAR = 30.0
     # Number of erased patches on the strong view, lowest and highest (official: 1 to 4).
     cfg.INPUT.AUG.ERASE_PATCHES = (1, 4)
+    # Smallest side of an erased patch, as a fraction of the image side (official: 0; the paper's
+    # supplement: 0.05).
+    cfg.INPUT.AUG.ERASE_MIN_SIZE = 0.0
     # Largest side of an erased patch, as a fraction of the image side (official: 0.2).
     cfg.INPUT.AUG.ERASE_MAX_SIZE = 0.2
     # Value of pixels that come from outside the image or are erased (official: 125).
@@ -144,6 +187,14 @@ def _add_method_keys(cfg: CN) -> None:
     # Steps of supervised training (the EMA teacher follows) before unlabeled images are used.
     # Paper and official: 0.
     st.BURN_IN_ITERS = 0
+    # Iterations at the end of training over which the unlabeled images of a step become fewer, in
+    # equal parts, until there is none; 0: none at all (official). The paper's supplement lets the
+    # sampling ratio s_r fall to 0 over the last 10,000 iterations with few labels and 20,000 with
+    # train2017 fully labeled; its author says that unlabeled images are what becomes fewer, and
+    # that it shortens training without a higher final AP (github.com/microsoft/SoftTeacher,
+    # issue 49). Labeled images stay as many. Counts fall on all GPUs alike, in whole images of
+    # each, see engine/schedule.py.
+    st.UNLABELED_DECAY_ITERS = 0
     # What the unlabeled RoI losses are divided by (see BACKGROUND.NORMALIZER and
     # REGRESSION.NORMALIZER): "rank" sums over the unlabeled images of one GPU and batch
     # (official), "global" over those of all GPUs, so that the losses on unlabeled images do not
@@ -180,8 +231,23 @@ def _add_method_keys(cfg: CN) -> None:
     # Foreground score above which it teaches RoI classification (table 8: 0.9).
     st.PSEUDO_LABELS.CLS_SCORE = 0.9
     # Box regression variance below which it teaches RoI regression (table 9: 0.02). Unused
-    # when JITTER.ENABLED is False: then CLS_SCORE decides for regression too (table 6).
+    # when JITTER.ENABLED is False: then CLS_SCORE decides for regression too (table 6). A cascade
+    # needs a smaller one, 0.003 as measured in docs/cascade.md.
     st.PSEUDO_LABELS.REG_VARIANCE = 0.02
+
+    # Instance masks on unlabeled images, with MODEL.MASK_ON (docs/masks.md). The paper trains them
+    # (table 4) and says nothing of how; the keys and their defaults are our own.
+    st.MASK = CN()
+    # What the mask head learns: "hard", the teacher's probabilities cut once at THRESHOLD, or
+    # "soft", the probabilities themselves.
+    st.MASK.TARGET = "hard"
+    # Probability from which on a cell of the student's mask is foreground (Detectron2's at test).
+    st.MASK.THRESHOLD = 0.5
+    # Foreground score above which a pseudo box that teaches classification also teaches its mask;
+    # 0 means that all of them do.
+    st.MASK.SCORE = 0.0
+    # Multiplies the mask loss on unlabeled images, beside UNSUP_LOSS_WEIGHT.
+    st.MASK.LOSS_WEIGHT = 1.0
 
     # Weights of background RoIs in the classification loss (sec. 3.2).
     st.BACKGROUND = CN()
@@ -194,6 +260,14 @@ def _add_method_keys(cfg: CN) -> None:
     # (official; its author calls eq. 4 as printed wrong). "paper": eq. 4-5 to the letter, the
     # mean over foreground plus the weighted mean over background, per image.
     st.BACKGROUND.NORMALIZER = "joint"
+
+    # Detectors with a cascade of RoI heads (docs/cascade.md); paper and official code have none.
+    st.CASCADE = CN()
+    # What of the teacher scores the boxes that stage k of the student learns from: "stage", its
+    # stage k alone and the boxes as they are (our choice: what counts as background differs from
+    # stage to stage), or "ensemble", the mean of all stages with the boxes moved on from stage to
+    # stage, as in inference (9 passes of the teacher's heads a step instead of 5).
+    st.CASCADE.JUDGE = "stage"
 
     # Box jittering (sec. 3.3).
     st.JITTER = CN()
@@ -208,11 +282,47 @@ def _add_method_keys(cfg: CN) -> None:
     # "paper": eq. 9, all four divided by the mean of the pseudo box's width and height.
     st.JITTER.VARIANCE = "per_axis"
 
+    # One-stage detectors have no RoI head to jitter boxes with. In place of box jittering stands
+    # the spread of the teacher's own dense predictions around a pseudo box (docs/one_stage.md; our
+    # own choice, the paper is silent). JITTER.ENABLED and JITTER.VARIANCE hold for it too.
+    st.SPREAD = CN()
+    # IoU with the pseudo box above which a prediction of its class, before NMS, counts.
+    st.SPREAD.IOU = 0.6
+    # Predictions, its own included, below which a pseudo box has no spread and is not reliable.
+    st.SPREAD.MIN_BOXES = 3
+
     # Box regression on unlabeled images (eq. 10).
     st.REGRESSION = CN()
     # "sampled": the sum over foreground RoIs divided by all sampled RoIs (official and
     # Detectron2). "foreground": divided by the foreground RoIs of each image (eq. 10).
     st.REGRESSION.NORMALIZER = "sampled"
+
+
+def _add_fcos_keys(cfg: CN) -> None:
+    # Detectron2 has an FCOS, but no config keys for it. Defaults are those of its class and of its
+    # COCO recipe (configs/common/models/fcos.py there), unless noted.
+    cfg.MODEL.FCOS = fcos = CN()
+    fcos.NUM_CLASSES = 80
+    fcos.IN_FEATURES = ["p3", "p4", "p5", "p6", "p7"]
+    # Convolutions of each of the two towers, as wide as the feature maps, and their norm.
+    fcos.NUM_CONVS = 4
+    fcos.NORM = "GN"
+    # Foreground probability that the bias of the class scores starts with.
+    fcos.PRIOR_PROB = 0.01
+    # Distance to each of the four sides, in strides, that the bias of the boxes starts with.
+    # Detectron2 has 0, and distances below 0 count as 0: from boxes of no size, on which the GIoU
+    # loss has hardly a gradient, a short training does not get away. FCOS's authors start at 1.
+    fcos.BOX_BIAS = 0.0
+    # Half the side, in strides, of the square around an object's center whose points are positive.
+    fcos.CENTER_SAMPLING_RADIUS = 1.5
+    fcos.FOCAL_LOSS_ALPHA = 0.25
+    fcos.FOCAL_LOSS_GAMMA = 2.0
+    # Of sqrt(class probability * centerness). Detectron2 has 0.2, for speed; the teacher is asked
+    # for the spread of weaker predictions too, and AP is measured at 0.05 everywhere else here.
+    fcos.SCORE_THRESH_TEST = 0.05
+    # Predictions of each level that enter NMS.
+    fcos.TOPK_CANDIDATES_TEST = 1000
+    fcos.NMS_THRESH_TEST = 0.6
 
 
 def _add_model_keys(cfg: CN) -> None:
@@ -230,3 +340,42 @@ def _add_model_keys(cfg: CN) -> None:
     cfg.MODEL.TIMM.FREEZE_NORM = True
     # Number of leading feature levels (with the stem) that are not trained.
     cfg.MODEL.TIMM.FREEZE_AT = 0
+    # Rate of stochastic depth in the last block, growing linearly from 0 in the first; 0 for none,
+    # whatever timm's default for the network is.
+    cfg.MODEL.TIMM.DROP_PATH_RATE = 0.0
+    # Layer norm on each level: "LN", "none", or "auto", where the network has layer norms and no
+    # batch norms (Swin, ConvNeXt), as in the detection code of these networks' authors.
+    cfg.MODEL.TIMM.OUT_NORM = "auto"
+    _add_swin_keys(cfg)
+
+
+def _add_swin_keys(cfg: CN) -> None:
+    # Backbones "build_swin_fpn_backbone" and "build_swin_p6p7_fpn_backbone": Detectron2's own Swin
+    # Transformer. Defaults are those of Swin-T in its authors' detection code
+    # (github.com/SwinTransformer/Swin-Transformer-Object-Detection); docs/backbones.md has S, B, L.
+    cfg.MODEL.SWIN = swin = CN()
+    # Channels of the first stage; each other stage has twice as many as the one before.
+    swin.EMBED_DIM = 96
+    # Blocks of each of the four stages.
+    swin.DEPTHS = (2, 2, 6, 2)
+    # Attention heads of each stage.
+    swin.NUM_HEADS = (3, 6, 12, 24)
+    # Side of the attention window, in tokens. Weights for another one are resized.
+    swin.WINDOW_SIZE = 7
+    # Rate of stochastic depth in the last block, growing linearly from 0 (authors: 0.2 for T and S,
+    # 0.3 for B). It is off in the teacher and in frozen stages.
+    swin.DROP_PATH_RATE = 0.2
+    # Absolute position embedding, and the side in pixels of the images that it is for. None of the
+    # published networks has one.
+    swin.APE = False
+    swin.PRETRAIN_IMG_SIZE = 224
+    # Levels to put out, by stride 4 to 32: all of these or the last ones.
+    swin.OUT_FEATURES = ("res2", "res3", "res4", "res5")
+    # What is not trained: -1 nothing (authors), 0 the patch embedding, 1 also the absolute position
+    # embedding, k > 1 also the first k - 1 stages. MODEL.BACKBONE.FREEZE_AT means nothing here.
+    swin.FROZEN_STAGES = -1
+    # Recompute activations in the backward pass, which takes less memory and more time.
+    swin.USE_CHECKPOINT = False
+    # File of backbone weights: an official ImageNet checkpoint, timm's, or a Detectron2 detector
+    # with this backbone; empty for random ones. Nothing is downloaded.
+    swin.WEIGHTS = ""

@@ -81,6 +81,8 @@ def test_the_fill_value_of_the_config_reaches_geometry_and_erasing(cfg):
         ("ERASE_PATCHES", (4, 1)),
         ("ERASE_PATCHES", (1,)),
         ("ERASE_MAX_SIZE", 1.5),
+        ("ERASE_MIN_SIZE", 0.3),
+        ("MODE", "all"),
     ],
 )
 def test_senseless_magnitudes_are_refused_by_key(cfg, key, value):
@@ -111,7 +113,7 @@ def test_patches_are_one_to_four_inside_the_image_and_of_its_shape():
     np.random.seed(0)
     counts = []
     for _ in range(400):
-        patches = RandomErase((1, 4), 0.2, 125).get_transform(image).patches
+        patches = RandomErase((1, 4), 0.0, 0.2, 125).get_transform(image).patches
         counts.append(len(patches))
         assert (patches >= 0).all() and (patches <= [1000, 500, 1000, 500]).all()
         width, height = (patches[:, 2:] - patches[:, :2]).T
@@ -122,7 +124,7 @@ def test_patches_are_one_to_four_inside_the_image_and_of_its_shape():
 def test_a_tiny_image_can_be_erased():
     np.random.seed(0)
     image = np.zeros((1, 1, 3), np.uint8)
-    erased = RandomErase((4, 4), 1.0, 9).get_transform(image).apply_image(image)
+    erased = RandomErase((4, 4), 0.0, 1.0, 9).get_transform(image).apply_image(image)
     assert erased.shape == (1, 1, 3)
 
 

@@ -45,6 +45,19 @@ def test_one_process_resumes_exactly_with_and_without_workers(tmp_path):
     assert_same(checkpoint(tmp_path / "0" / "whole"), checkpoint(tmp_path / "2" / "whole"))
 
 
+def test_a_training_resumes_exactly_inside_the_decay_of_unlabeled_images(tmp_path):
+    # Of two unlabeled images there are 2, 2, 1, 1, 1 and 0 in the last six iterations.
+    config = write_config(tmp_path, **NARROW, SOFT_TEACHER__UNLABELED_DECAY_ITERS=6)
+    whole = tmp_path / "whole"
+    train(config, whole, *WHOLE)
+    state = checkpoint(whole)["trainer"]["_trainer"]
+    counts = (state["labeled"]["num_consumed"], state["unlabeled"]["num_consumed"])
+    assert counts == (MAX_ITER, MAX_ITER - 1)
+    for stop in (2, 4, 5):
+        resume(config, whole, stop, tmp_path / str(stop), *RESUMED)
+        assert_same(checkpoint(tmp_path / str(stop)), checkpoint(whole))
+
+
 @pytest.mark.slow
 def test_two_processes_resume_exactly_with_and_without_workers(tmp_path):
     stops = [2, 4]

@@ -136,6 +136,13 @@ def test_silence_is_warned_of_with_its_length(caplog):
     assert len(warnings) == 2 and "0.9" in warnings[0]
 
 
+def test_iterations_without_unlabeled_images_are_no_silence(caplog):
+    hook = SilenceWarner(num_iters=10, cls_score=0.9)
+    with caplog.at_level(logging.WARNING):
+        run_hook(hook, {i: 1.0 for i in range(5)}, "pseudo_boxes_cls", 40)
+    assert not caplog.records
+
+
 def guidance(scores):
     boxes = [[10.0, 10, 30, 30], [40, 10, 60, 30], [10, 40, 30, 60]]
     rules = PseudoLabelRules.from_config(tiny_config(SOFT_TEACHER__JITTER__ENABLED=False))

@@ -1,11 +1,16 @@
 """A recipe scaled to another number of processes trains on the same images at the same pace."""
 
 import math
+from fractions import Fraction
 
 import pytest
 from detectron2.config import CfgNode
 
-from soft_teacher.engine.schedule import scale_to_world_size
+from soft_teacher.engine.schedule import (
+    images_in_decay,
+    read_unlabeled_decay,
+    scale_to_world_size,
+)
 from tiny import tiny_config
 
 
@@ -21,6 +26,7 @@ def recipe(**overrides) -> CfgNode:
         "SOLVER__CHECKPOINT_PERIOD": 100,
         "TEST__EVAL_PERIOD": 200,
         "SOFT_TEACHER__BURN_IN_ITERS": 80,
+        "SOFT_TEACHER__UNLABELED_DECAY_ITERS": 160,
         "SOFT_TEACHER__EMA__MOMENTUM": 0.999,
     }
     return tiny_config(**{**keys, **overrides})
@@ -40,6 +46,7 @@ def test_training_sees_as_many_images_in_all(world_size):
     assert scaled.SOLVER.CHECKPOINT_PERIOD == 100 / factor
     assert scaled.TEST.EVAL_PERIOD == 200 / factor
     assert scaled.SOFT_TEACHER.BURN_IN_ITERS == 80 / factor
+    assert scaled.SOFT_TEACHER.UNLABELED_DECAY_ITERS == 160 / factor
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4, 16])
@@ -77,3 +84,40 @@ def test_images_that_cannot_be_shared_out_are_an_error_that_names_the_key(key):
     cfg = recipe(**{f"SOLVER__{key}": 12})
     with pytest.raises(ValueError, match=rf"SOLVER\.{key} is 12"):
         scale_to_world_size(cfg, 4)
+
+
+@pytest.mark.parametrize("full", [1, 2, 4, 7])
+@pytest.mark.parametrize("decay_iters", [1, 3, 10, 1000])
+def test_unlabeled_images_become_fewer_along_a_straight_line_to_none(full, decay_iters):
+    max_iter = 2000
+    counts = [images_in_decay(i, full, max_iter, decay_iters) for i in range(max_iter)]
+    begin = max_iter - decay_iters
+    assert counts[: begin + 1] == [full] * (begin + 1)
+    assert sorted(counts, reverse=True) == counts
+    for iteration in range(begin, max_iter):
+        line = Fraction(full * (max_iter - iteration), decay_iters)
+        assert abs(counts[iteration] - line) <= Fraction(1, 2)
+    if decay_iters > 2 * full:
+        assert counts[-1] == 0
+        assert set(counts) == set(range(full + 1))
+
+
+def test_without_decay_there_are_as_many_to_the_end_and_beyond():
+    assert {images_in_decay(i, 4, 100, 0) for i in range(200)} == {4}
+    assert images_in_decay(150, 4, 100, 10) == 0
+    assert read_unlabeled_decay(recipe(SOFT_TEACHER__UNLABELED_DECAY_ITERS=0), 8) is None
+    assert read_unlabeled_decay(recipe(SOFT_TEACHER__ENABLED=False), 8) is None
+
+
+@pytest.mark.parametrize(("world_size", "accumulation"), [(1, 8), (2, 4), (8, 1)])
+def test_each_process_and_micro_step_has_as_many_unlabeled_images(world_size, accumulation):
+    cfg = scale_to_world_size(recipe(SOLVER__ACCUMULATION_STEPS=accumulation), world_size)
+    decay = read_unlabeled_decay(cfg, world_size)
+    assert [decay(i) for i in (0, 840, 880, 920, 960, 999)] == [4, 4, 3, 2, 1, 0]
+
+
+@pytest.mark.parametrize("decay_iters", [-1, 921])
+def test_a_decay_that_does_not_fit_is_refused(decay_iters):
+    cfg = recipe(SOFT_TEACHER__UNLABELED_DECAY_ITERS=decay_iters)
+    with pytest.raises(ValueError, match=r"UNLABELED_DECAY_ITERS is .*must lie in 0 to 920"):
+        read_unlabeled_decay(cfg, 8)

@@ -109,6 +109,22 @@ def test_burn_in_uses_no_unlabeled_image():
     assert len(storage.history("loss_cls_unsup").values()) == 1
 
 
+def test_in_the_decay_the_first_images_of_each_batch_teach_and_none_at_its_end():
+    step = make_step(tiny_model(), unlabeled_decay=lambda iteration: 2 - iteration)
+    views = [plain_view(500 + i) for i in range(10)]
+    pairs = [{"weak": x, "strong": x} for x in views]
+    step.unlabeled = LoaderStream(lambda start: iter(zip(pairs[::2], pairs[1::2], strict=True)))
+    fed = []
+    forward = step.student.forward
+    step.student.forward = lambda *args: fed.append(args) or forward(*args)
+    storage = run(step, 3)
+    assert step.unlabeled.num_consumed == 2
+    assert step.labeled.num_consumed == 3
+    assert len(storage.history("loss_cls_unsup").values()) == 2
+    strong = [[x["image_id"] for x in args[1]] if len(args) > 1 else [] for args in fed]
+    assert strong == [[500, 501], [502], []]
+
+
 def test_supervised_training_is_the_same_step_without_unlabeled_images():
     step = make_step(tiny_model(), unlabeled=False)
     storage = run(step, 1)

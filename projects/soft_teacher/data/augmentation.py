@@ -2,7 +2,8 @@
 
 The order is the official one: resize, flip, then color and geometry in random order, then
 erase. The labeled view has no geometry and no erasing, the weak view resize and flip alone.
-INPUT.AUG.LABELED_COLOR and BOX_GEOMETRY make it STAC's recipe, from which it descends.
+INPUT.AUG.LABELED_COLOR and BOX_GEOMETRY make it STAC's recipe, from which it descends;
+INPUT.AUG.MODE "independent" that of the paper, in which operations do not exclude one another.
 """
 
 import numpy as np
@@ -12,11 +13,14 @@ from detectron2.data import transforms as T
 from fvcore.transforms.transform import Transform, TransformList
 
 from soft_teacher.data.box_geometry import RandomBoxGeometry
-from soft_teacher.data.color import RandomColor
+from soft_teacher.data.color import COLOR_OPERATIONS, RandomColor
 from soft_teacher.data.erase import RandomErase
 from soft_teacher.data.fast_transforms import Redrawn, at_least_one_pixel, fast
-from soft_teacher.data.geometry import RandomGeometry
+from soft_teacher.data.geometry import IndependentGeometry, RandomGeometry
 from soft_teacher.data.randomness import drawn_for_step
+
+INDEPENDENT = "independent"
+MODES = ("one_of", INDEPENDENT)
 
 
 class RandomOrder(T.AugmentationList):
@@ -88,7 +92,30 @@ def _resize_and_flip(cfg: CfgNode, view: int) -> list[T.Augmentation]:
 
 
 def _color(cfg: CfgNode) -> list[T.Augmentation]:
-    return [RandomColor(cfg.INPUT.FORMAT)] if cfg.INPUT.AUG.COLOR else []
+    aug = cfg.INPUT.AUG
+    if not aug.COLOR:
+        return []
+    if not _is_independent(cfg):
+        return [RandomColor(cfg.INPUT.FORMAT)]
+    each = [RandomColor(cfg.INPUT.FORMAT, (x,)) for x in COLOR_OPERATIONS if x != "identity"]
+    return [RandomOrder([T.RandomApply(x, aug.COLOR_PROBABILITY) for x in each])]
+
+
+def _is_independent(cfg: CfgNode) -> bool:
+    """Whether operations are drawn independently.
+
+    Raises:
+        ValueError: INPUT.AUG.MODE or a probability has no meaning.
+    """
+    aug = cfg.INPUT.AUG
+    if aug.MODE not in MODES:
+        raise ValueError(
+            f"INPUT.AUG.MODE is {aug.MODE!r}; choose one of {', '.join(map(repr, MODES))}."
+        )
+    for key in ("COLOR_PROBABILITY", "GEOMETRY_PROBABILITY"):
+        if not 0 <= aug[key] <= 1:
+            raise ValueError(f"INPUT.AUG.{key} is {aug[key]}; it must lie in 0 to 1.")
+    return aug.MODE == INDEPENDENT
 
 
 def _geometry(cfg: CfgNode) -> list[T.Augmentation]:
@@ -99,7 +126,8 @@ def _geometry(cfg: CfgNode) -> list[T.Augmentation]:
             raise ValueError(f"INPUT.AUG.{key} is {aug[key]}; it must lie in 0 to {limit}.")
     if not aug.GEOMETRY or not any(aug[key] for key in limits):
         return []
-    geometry = RandomGeometry(aug.MAX_TRANSLATE, aug.MAX_ROTATE, aug.MAX_SHEAR, aug.FILL)
+    ranges = (aug.MAX_TRANSLATE, aug.MAX_ROTATE, aug.MAX_SHEAR)
+    geometry = _random_geometry(cfg, *ranges)
     if not aug.BOX_GEOMETRY:
         return [geometry]
     if not cfg.SOFT_TEACHER.PSEUDO_LABELS.FILES:
@@ -107,8 +135,15 @@ def _geometry(cfg: CfgNode) -> list[T.Augmentation]:
             "INPUT.AUG.BOX_GEOMETRY needs boxes that are known before an image is augmented, those "
             "of SOFT_TEACHER.PSEUDO_LABELS.FILES; name files there, or set it to False."
         )
-    in_box = RandomGeometry(aug.MAX_TRANSLATE / 2, aug.MAX_ROTATE / 3, aug.MAX_SHEAR / 3, aug.FILL)
+    in_box = _random_geometry(cfg, ranges[0] / 2, ranges[1] / 3, ranges[2] / 3)
     return [RandomChoice([geometry, RandomBoxGeometry(in_box)])]
+
+
+def _random_geometry(cfg: CfgNode, *ranges: float) -> RandomGeometry:
+    aug = cfg.INPUT.AUG
+    if _is_independent(cfg):
+        return IndependentGeometry(*ranges, aug.FILL, aug.GEOMETRY_PROBABILITY)
+    return RandomGeometry(*ranges, aug.FILL)
 
 
 def _erase(cfg: CfgNode) -> list[T.Augmentation]:
@@ -119,10 +154,11 @@ def _erase(cfg: CfgNode) -> list[T.Augmentation]:
             f"INPUT.AUG.ERASE_PATCHES is {patches}; it must be the lowest and the highest number "
             "of patches, such as (1, 4)."
         )
-    if not 0 <= aug.ERASE_MAX_SIZE <= 1:
+    if not 0 <= aug.ERASE_MIN_SIZE <= aug.ERASE_MAX_SIZE <= 1:
         raise ValueError(
-            f"INPUT.AUG.ERASE_MAX_SIZE is {aug.ERASE_MAX_SIZE}; it must lie in 0 to 1."
+            f"INPUT.AUG.ERASE_MIN_SIZE is {aug.ERASE_MIN_SIZE} and ERASE_MAX_SIZE "
+            f"{aug.ERASE_MAX_SIZE}; they must lie in 0 to 1, the smallest first."
         )
     if patches[1] == 0:
         return []
-    return [RandomErase(patches, aug.ERASE_MAX_SIZE, aug.FILL)]
+    return [RandomErase(patches, aug.ERASE_MIN_SIZE, aug.ERASE_MAX_SIZE, aug.FILL)]

@@ -1,11 +1,11 @@
-"""Color operations of the labeled and the strong view: exactly one of nine.
+"""Color operations of the labeled and the strong view.
 
 The set of operations and their magnitudes are those of the official Soft Teacher code, which
 follow RandAugment (Cubuk et al., 2020). They give what Pillow's ImageOps and ImageEnhance give,
 to one gray level at most, without the way through Pillow's images and with fewer passes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import cv2
@@ -127,13 +127,14 @@ def color_transform(name: str, level: int, image_format: str) -> Transform:
 
 
 class RandomColor(T.Augmentation):
-    """Exactly one of nine color operations, each as likely, at a random level.
+    """Exactly one of several color operations, each as likely, at a random level.
 
     Args:
         image_format: channel order of the images, "RGB" or "BGR".
+        operations: keys of COLOR_OPERATIONS.
     """
 
-    def __init__(self, image_format: str) -> None:
+    def __init__(self, image_format: str, operations: Sequence[str] = (*COLOR_OPERATIONS,)) -> None:
         super().__init__()
         if image_format not in _LUMINANCE:
             raise ValueError(
@@ -141,9 +142,10 @@ class RandomColor(T.Augmentation):
                 "choose one of these or set INPUT.AUG.COLOR to False."
             )
         self.image_format = image_format
+        self.operations = list(operations)
 
     def get_transform(self, image: np.ndarray) -> Transform:
         """Draw an operation and its level."""
-        name = np.random.choice(list(COLOR_OPERATIONS))
+        name = np.random.choice(self.operations)
         level = np.random.randint(1, MAX_LEVEL + 1)
         return color_transform(name, level, self.image_format)

@@ -36,13 +36,17 @@ class RandomErase(T.Augmentation):
 
     Args:
         num_patches: lowest and highest number, both included.
+        min_size: smallest side of a patch, as a fraction of the image's side.
         max_size: largest side of a patch, as a fraction of the image's side.
         fill: the value that replaces the pixels.
     """
 
-    def __init__(self, num_patches: tuple[int, int], max_size: float, fill: int) -> None:
+    def __init__(
+        self, num_patches: tuple[int, int], min_size: float, max_size: float, fill: int
+    ) -> None:
         super().__init__()
         self.num_patches = num_patches
+        self.min_size = min_size
         self.max_size = max_size
         self.fill = fill
 
@@ -55,7 +59,7 @@ class RandomErase(T.Augmentation):
         return EraseTransform(np.array(patches, np.int64).reshape(-1, 4), self.fill)
 
     def _draw_patch(self, height: int, width: int) -> tuple[int, int, int, int]:
-        ratio = np.random.uniform(0.0, self.max_size)
+        ratio = np.random.uniform(self.min_size, self.max_size)
         patch_height, patch_width = int(ratio * height), int(ratio * width)
         x = np.random.randint(0, width - patch_width + 1)
         y = np.random.randint(0, height - patch_height + 1)

@@ -1,4 +1,4 @@
-"""Geometric operations of the strong view: exactly one of four groups.
+"""Geometric operations of the strong view, of four groups.
 
 Matrices are 3x3, act on columns (x, y, 1), and live in Detectron2's frame of boxes: the image
 covers [0, W] x [0, H], and the center of the first pixel is (0.5, 0.5). Groups and ranges are
@@ -10,7 +10,7 @@ import math
 import cv2
 import numpy as np
 from detectron2.data import transforms as T
-from fvcore.transforms.transform import Transform
+from fvcore.transforms.transform import NoOpTransform, Transform
 
 
 def translation(dx: float, dy: float) -> np.ndarray:
@@ -182,3 +182,40 @@ class RandomGeometry(T.Augmentation):
 
     def _symmetric(self, largest: float) -> float:
         return float(np.random.uniform(-largest, largest))
+
+
+class IndependentGeometry(RandomGeometry):
+    """Each of the four groups of RandomGeometry with a probability of its own.
+
+    What is drawn becomes one map, in the order shift, rotation, shear: the image is interpolated
+    once, and what one operation moves off the canvas another may bring back.
+
+    Args:
+        max_translate, max_rotate, max_shear, fill: as of RandomGeometry.
+        probability: of each group.
+    """
+
+    def __init__(
+        self,
+        max_translate: float,
+        max_rotate: float,
+        max_shear: float,
+        fill: int,
+        probability: float,
+    ) -> None:
+        super().__init__(max_translate, max_rotate, max_shear, fill)
+        self.probability = probability
+
+    def get_transform(self, image: np.ndarray) -> Transform:
+        """Draw groups and their magnitudes; nothing is done if none is drawn."""
+        matrices = [
+            self._draw_matrix(group, *image.shape[:2])
+            for group in self._groups
+            if np.random.uniform() < self.probability
+        ]
+        if not matrices:
+            return NoOpTransform()
+        matrix = np.eye(3)
+        for each in matrices:
+            matrix = each @ matrix
+        return AffineTransform(matrix, self.fill)

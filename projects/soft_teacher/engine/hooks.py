@@ -144,7 +144,10 @@ class BestTeacherKeeper(HookBase):
 
 
 class SilenceWarner(HookBase):
-    """Warns when no pseudo box has taught classification for many iterations."""
+    """Warns when no pseudo box has taught classification for many iterations.
+
+    Iterations without unlabeled images, at the start or the end of training, do not count.
+    """
 
     def __init__(self, num_iters: int, cls_score: float):
         """
@@ -155,6 +158,7 @@ class SilenceWarner(HookBase):
         self._num_iters = num_iters
         self._cls_score = cls_score
         self._last_heard: int | None = None
+        self._num_warnings = 0
 
     def after_step(self) -> None:
         logged = self.trainer.storage.latest().get("pseudo_boxes_cls")
@@ -162,9 +166,11 @@ class SilenceWarner(HookBase):
             return
         count, iteration = logged
         if count > 0 or self._last_heard is None:
-            self._last_heard = iteration
-        silence = self.trainer.iter - self._last_heard
-        if silence > 0 and silence % self._num_iters == 0:
+            self._last_heard, self._num_warnings = iteration, 0
+        # Up to what was logged last, which is every iteration only with a single process.
+        silence = iteration - self._last_heard
+        if silence // self._num_iters > self._num_warnings:
+            self._num_warnings += 1
             logger.warning(
                 f"No pseudo box for classification in {silence} iterations: no detection of the "
                 f"teacher scores above {self._cls_score}. Likely causes: the teacher is still "

@@ -72,6 +72,7 @@ class SoftTeacherStep(SimpleTrainer):
         accumulation_steps: int = 1,
         normalizer_scope: str = "rank",
         burn_in_iters: int = 0,
+        unlabeled_decay: Callable[[int], int] | None = None,
         max_skipped_steps: int = 50,
         log_period: int = 20,
         stop_signal: StopSignal | None = None,
@@ -88,6 +89,8 @@ class SoftTeacherStep(SimpleTrainer):
             normalizer_scope: "global" if processes have the normalizers of their unlabeled losses
                 in common, "rank" if each has its own.
             burn_in_iters: supervised steps before unlabeled images are used.
+            unlabeled_decay: from an iteration to the unlabeled images of a batch that are used, at
+                its start, the same on all processes; of none, the batch is not taken. None for all.
             max_skipped_steps: consecutive skipped steps after which training stops.
             log_period: with several processes, scalars are averaged over them and logged every
                 so many steps; a single process logs each step.
@@ -101,6 +104,7 @@ class SoftTeacherStep(SimpleTrainer):
         self.accumulation_steps = accumulation_steps
         self.normalizer_scope = normalizer_scope
         self.burn_in_iters = burn_in_iters
+        self.unlabeled_decay = unlabeled_decay
         self.max_skipped_steps = max_skipped_steps
         self.log_period = log_period
         self.observers: list[Observer] = []
@@ -214,13 +218,18 @@ class SoftTeacherStep(SimpleTrainer):
 
     def _next_batch(self) -> Batch:
         """The views of the next micro-step, or the reason why there are none."""
-        semi_supervised = self.unlabeled is not None and self.iter >= self.burn_in_iters
+        decay = self.unlabeled_decay
+        # Of None images, all are taken.
+        num_unlabeled = None if decay is None else decay(self.iter)
+        semi_supervised = (
+            self.unlabeled is not None and self.iter >= self.burn_in_iters and num_unlabeled != 0
+        )
         # Opened before anything is read: an error in reading must not keep a process away.
         for stream in self._streams if semi_supervised else [self.labeled]:
             stream.open()
         try:
             labeled = next(self.labeled)
-            unlabeled = next(self.unlabeled) if semi_supervised else []
+            unlabeled = next(self.unlabeled)[:num_unlabeled] if semi_supervised else []
         except OSError as error:
             logger.error(f"Iteration {self.iter}: {error}")
             return Batch([], [], [], error)

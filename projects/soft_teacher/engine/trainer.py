@@ -24,9 +24,10 @@ from soft_teacher.engine.global_normalizer import read_normalizer_scope
 from soft_teacher.engine.hooks import BestTeacherKeeper, RetainingCheckpointer, SilenceWarner
 from soft_teacher.engine.loader_stream import LoaderStream
 from soft_teacher.engine.monitors import QualityMonitor, ViewPainter
+from soft_teacher.engine.optimizer import build_optimizer, refuse_state_of_another
 from soft_teacher.engine.precision import Precision
 from soft_teacher.engine.run_description import describe_run
-from soft_teacher.engine.schedule import scale_to_world_size
+from soft_teacher.engine.schedule import read_unlabeled_decay, scale_to_world_size
 from soft_teacher.engine.stop_signal import StopSignal, exit_status
 from soft_teacher.engine.train_step import SoftTeacherStep, UnreadableDataError
 
@@ -72,6 +73,7 @@ class SoftTeacherTrainer(DefaultTrainer):
             accumulation_steps=cfg.SOLVER.ACCUMULATION_STEPS,
             normalizer_scope=read_normalizer_scope(cfg),
             burn_in_iters=st.BURN_IN_ITERS,
+            unlabeled_decay=read_unlabeled_decay(cfg, comm.get_world_size()),
             max_skipped_steps=st.MAX_SKIPPED_STEPS,
             log_period=LOG_PERIOD,
             stop_signal=self._stop_signal,
@@ -132,8 +134,13 @@ class SoftTeacherTrainer(DefaultTrainer):
         return {**super().state_dict(), "data_seed": self._loader_cfg.SEED}
 
     def load_state_dict(self, state_dict: dict) -> None:
+        refuse_state_of_another(self.cfg.SOLVER.OPTIMIZER, state_dict["_trainer"]["optimizer"])
         super().load_state_dict(state_dict)
         self._loader_cfg.SEED = state_dict["data_seed"]
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+        return build_optimizer(cfg, model)
 
     def build_hooks(self) -> list:
         """Timer, schedule, checkpoints, evaluation of both models, writers; in this order."""
