@@ -10,6 +10,7 @@ from detectron2.data import DatasetCatalog
 from detectron2.modeling import build_model
 
 from soft_teacher import add_soft_teacher_config
+from soft_teacher.config import head_section, num_classes
 from soft_teacher.data.registry import resolve_dataset_names
 from soft_teacher.engine.schedule import scale_to_world_size
 
@@ -19,6 +20,8 @@ FILES = [path for path in CONFIGS.rglob("*.yaml") if path.parent != CONFIGS / "s
 ALL = sorted(str(path.relative_to(CONFIGS)) for path in FILES)
 RECIPES = [name for name in ALL if not Path(name).name.startswith("Base-")]
 COCO = [name for name in RECIPES if name.startswith("coco/")]
+# The second bases of recipes, which say nothing of what a model needs beside their own part.
+PARTS = ["coco/Base-Swin-T.yaml"]
 
 # Labeled and unlabeled images a step, learning rate, iterations, the first decay, alpha.
 PARTIAL = (8, 32, 0.01, 180_000, (120_000, 160_000), 4.0)
@@ -43,7 +46,26 @@ OFFICIAL = {
     "supervised_R_50_FPN_10pct": PARTIAL_SUPERVISED,
     "supervised_R_50_FPN_full_720k": FULL_SUPERVISED,
     "supervised_R_101_FPN_full_720k": FULL_SUPERVISED,
+    # The paper and the official code have no cascade: the numbers are those of Faster R-CNN.
+    "soft_teacher_cascade_R_50_FPN_10pct": PARTIAL,
+    "soft_teacher_cascade_R_50_FPN_full_720k": (32, 32, 0.01, 720_000, (480_000, 640_000), 2.0),
+    "supervised_cascade_R_50_FPN_10pct": PARTIAL_SUPERVISED,
+    "supervised_cascade_R_50_FPN_full_720k": FULL_SUPERVISED,
 }
+# The paper and the official code have no Mask R-CNN: the numbers are those of Faster R-CNN.
+OFFICIAL |= {
+    name.replace("_R_50_", "_mask_R_50_"): numbers
+    for name, numbers in OFFICIAL.items()
+    if re.fullmatch("(supervised|soft_teacher)_R_50_FPN_(.*pct|full_720k)", name)
+}
+# Those of R_50 but for the backbone and its optimizer.
+SWIN = ["supervised_swin_T_FPN_10pct", "soft_teacher_swin_T_FPN_10pct"]
+# Those of R_50 but for the detector, its thresholds and its learning rate.
+ONE_STAGE = [
+    f"{system}_{detector}_R_50_FPN_10pct"
+    for system in ("supervised", "soft_teacher")
+    for detector in ("retinanet", "fcos")
+]
 
 
 def load(name: str) -> CfgNode:
@@ -53,17 +75,18 @@ def load(name: str) -> CfgNode:
     return cfg
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", [name for name in ALL if name not in PARTS])
 def test_a_model_can_be_built_from_every_config(name):
     cfg = load(name)
-    if cfg.MODEL.BACKBONE.NAME == "build_timm_fpn_backbone":
+    if "timm" in cfg.MODEL.BACKBONE.NAME:
         pytest.importorskip("timm")
-    cfg.MODEL.WEIGHTS = cfg.MODEL.TIMM.WEIGHTS = ""
+    cfg.MODEL.WEIGHTS = cfg.MODEL.TIMM.WEIGHTS = cfg.MODEL.SWIN.WEIGHTS = ""
     # Shapes without values: drawing random weights is what would take the time.
     cfg.MODEL.DEVICE = "meta"
     with torch.device("meta"):
         model = build_model(cfg)
-    assert model.roi_heads.num_classes == cfg.MODEL.ROI_HEADS.NUM_CLASSES
+    # One-stage detectors are their own heads.
+    assert getattr(model, "roi_heads", model).num_classes == num_classes(cfg)
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -79,7 +102,7 @@ def test_every_recipe_writes_to_its_own_folder():
 
 
 def test_every_coco_recipe_is_compared_with_the_official_numbers():
-    assert sorted(OFFICIAL) == sorted(Path(name).stem for name in COCO)
+    assert sorted([*OFFICIAL, *SWIN, *ONE_STAGE]) == sorted(Path(name).stem for name in COCO)
 
 
 @pytest.mark.parametrize("name", OFFICIAL)
@@ -125,9 +148,12 @@ SYSTEMS = {
 def test_recipes_have_the_switches_of_the_system_that_they_are_named_after(name):
     st = load(name).SOFT_TEACHER
     switches = (st.EMA.ENABLED, st.BACKGROUND.RELIABILITY, st.JITTER.ENABLED)
-    system = re.split("_R_50|_R_101|_lite0", Path(name).stem)[0]
+    system = re.split("_swin|_mask|_cascade|_retinanet|_fcos|_R_50|_R_101|_lite0", Path(name).stem)[
+        0
+    ]
     assert (*switches, bool(st.PSEUDO_LABELS.FILES)) == SYSTEMS[system]
-    assert (st.PSEUDO_LABELS.RPN_SCORE, st.PSEUDO_LABELS.CLS_SCORE) == (0.9, 0.9)
+    if not is_one_stage(name):
+        assert (st.PSEUDO_LABELS.RPN_SCORE, st.PSEUDO_LABELS.CLS_SCORE) == (0.9, 0.9)
 
 
 @pytest.mark.parametrize("name", [name for name in RECIPES if name.startswith(("coco/", "demo/"))])
@@ -140,6 +166,55 @@ def test_stage_2_begins_anew_with_labels_from_the_end_of_stage_1(name):
         assert file == f"{folder}/pseudo_labels.json"
         assert cfg.MODEL.WEIGHTS == stage_1.MODEL.WEIGHTS
         assert cfg.DATASETS.TRAIN == stage_1.DATASETS.TRAIN
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if "_mask_" in name])
+def test_recipes_with_masks_are_those_without_but_for_the_mask_head(name):
+    cfg, other = load(name), load(name.replace("_mask_", "_"))
+    assert cfg.MODEL.MASK_ON and cfg.MODEL.ROI_MASK_HEAD.NUM_CONV == 4
+    other.MODEL.MASK_ON = True
+    other.MODEL.ROI_MASK_HEAD = cfg.MODEL.ROI_MASK_HEAD
+    other.INPUT.MASK_FORMAT = cfg.INPUT.MASK_FORMAT
+    assert other.OUTPUT_DIR != cfg.OUTPUT_DIR
+    other.OUTPUT_DIR = cfg.OUTPUT_DIR
+    assert other == cfg
+
+
+@pytest.mark.parametrize("name", SWIN)
+def test_swin_recipes_are_those_of_r50_with_the_rules_of_swins_authors(name):
+    cfg, other = load(f"coco/{name}.yaml"), load(f"coco/{name.replace('swin_T', 'R_50')}.yaml")
+    solver, model = cfg.SOLVER, cfg.MODEL
+    assert (solver.OPTIMIZER, solver.BASE_LR, solver.WEIGHT_DECAY) == ("ADAMW", 1e-4, 0.05)
+    assert (solver.WEIGHT_DECAY_NORM, model.SWIN.DROP_PATH_RATE) == (0.0, 0.2)
+    assert (model.WEIGHTS, cfg.INPUT.FORMAT) == ("", "RGB")
+    for key in ("OPTIMIZER", "BASE_LR", "WEIGHT_DECAY"):
+        other.SOLVER[key] = solver[key]
+    for key in ("WEIGHTS", "SWIN", "PIXEL_MEAN", "PIXEL_STD", "BACKBONE"):
+        other.MODEL[key] = model[key]
+    other.INPUT.FORMAT = cfg.INPUT.FORMAT
+    assert other.OUTPUT_DIR != cfg.OUTPUT_DIR
+    other.OUTPUT_DIR = cfg.OUTPUT_DIR
+    assert other == cfg
+
+
+def is_one_stage(name: str) -> bool:
+    return "_retinanet_" in name or "_fcos_" in name
+
+
+@pytest.mark.parametrize("name", ONE_STAGE)
+def test_one_stage_recipes_are_those_of_faster_r_cnn_but_for_detector_and_thresholds(name):
+    cfg = load(f"coco/{name}.yaml")
+    other = load(f"coco/{name.replace('_retinanet', '').replace('_fcos', '')}.yaml")
+    model, st = cfg.MODEL, cfg.SOFT_TEACHER
+    fcos = "fcos" in name
+    assert model.META_ARCHITECTURE == ("SoftTeacherFCOS" if fcos else "SoftTeacherRetinaNet")
+    assert cfg.SOLVER.BASE_LR == 0.005
+    assert model[head_section(cfg)].SCORE_THRESH_TEST == other.MODEL.ROI_HEADS.SCORE_THRESH_TEST
+    assert st.PSEUDO_LABELS.MIN_SCORE < st.PSEUDO_LABELS.CLS_SCORE == 0.5
+    other.MODEL, other.SOLVER.BASE_LR, other.OUTPUT_DIR = model, 0.005, cfg.OUTPUT_DIR
+    for key in ("PSEUDO_LABELS", "UNSUP_LOSS_WEIGHT", "BURN_IN_ITERS"):
+        other.SOFT_TEACHER[key] = st[key]
+    assert other == cfg
 
 
 @pytest.mark.parametrize("name", COCO)

@@ -47,7 +47,12 @@ from soft_teacher.analysis.quality_page import (
     main_rows,
 )
 from soft_teacher.analysis.results import text_table
-from soft_teacher.config import load_config, settle_device
+from soft_teacher.config import (
+    load_config,
+    lower_score_threshold,
+    num_classes,
+    settle_device,
+)
 from soft_teacher.data.datasets import class_names
 from soft_teacher.engine import load_models
 
@@ -121,8 +126,7 @@ def read_config(args: argparse.Namespace) -> CfgNode:
     cfg.MODEL.WEIGHTS = str(args.weights)
     cfg.SOFT_TEACHER.PSEUDO_LABELS.MIN_SCORE = args.min_score
     # The detector itself drops what is below this.
-    roi_heads = cfg.MODEL.ROI_HEADS
-    roi_heads.SCORE_THRESH_TEST = min(roi_heads.SCORE_THRESH_TEST, args.min_score)
+    lower_score_threshold(cfg, args.min_score)
     settle_device(cfg)
     return cfg
 
@@ -208,7 +212,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         args.output,
         boxes,
         [record["file_name"] for record, _ in samples],
-        class_names(cfg) or [str(k) for k in range(cfg.MODEL.ROI_HEADS.NUM_CLASSES)],
+        class_names(cfg) or [str(k) for k in range(num_classes(cfg))],
         quality_at(boxes, fine),
         summarize(args, cfg, boxes, names, len(records)),
     )

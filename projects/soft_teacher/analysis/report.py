@@ -292,5 +292,8 @@ def _making_section(
 
 def config_chain(path: Path) -> list[Path]:
     """A config file and the files that it is based on."""
-    base = yaml.safe_load(path.read_text()).get("_BASE_")
-    return [path] if base is None else [path, *config_chain(path.parent / base)]
+    bases = yaml.safe_load(path.read_text()).get("_BASE_", [])
+    chain = [path]
+    for base in [bases] if isinstance(bases, str) else bases:
+        chain.extend(config_chain(path.parent / base))
+    return chain

@@ -12,6 +12,7 @@ from detectron2.data.build import (
     print_instances_class_histogram,
 )
 
+from soft_teacher.config import head_section, num_classes
 from soft_teacher.data.coco_file import (
     CocoSet,
     Record,
@@ -20,6 +21,7 @@ from soft_teacher.data.coco_file import (
     load_image_records,
     read_coco_content,
 )
+from soft_teacher.data.mask_annotations import check_masks
 from soft_teacher.data.registry import (
     annotation_file,
     image_root,
@@ -74,8 +76,8 @@ def labeled_records(cfg: CfgNode) -> list[Record]:
     sets may number them differently.
 
     Raises:
-        ValueError: there is nothing to learn from, an image is missing, or the number of classes
-            is not that of the model.
+        ValueError: there is nothing to learn from, an image is missing, the number of classes is
+            not that of the model, or the model has masks and an object has none.
     """
     register_custom_datasets(cfg)
     names, _ = resolve_dataset_names(cfg)
@@ -93,6 +95,8 @@ def labeled_records(cfg: CfgNode) -> list[Record]:
             "check their annotation files."
         )
     check_num_classes(cfg, classes, names[0])
+    if cfg.MODEL.MASK_ON:
+        check_masks(records, f"The labeled sets {', '.join(names)}", cfg.INPUT.MASK_FORMAT)
     check_images_exist(records, f"The labeled sets {', '.join(names)}")
     print_instances_class_histogram(records, classes)
     _warn_of_unseen_classes(records, classes)
@@ -163,9 +167,9 @@ def image_records(name: str) -> list[Record]:
 
 def check_num_classes(cfg: CfgNode, classes: list[str], name: str) -> None:
     """Raise a ValueError unless the model has as many classes as a set."""
-    if len(classes) != cfg.MODEL.ROI_HEADS.NUM_CLASSES:
+    if len(classes) != num_classes(cfg):
         raise ValueError(
-            f"MODEL.ROI_HEADS.NUM_CLASSES is {cfg.MODEL.ROI_HEADS.NUM_CLASSES}, but the set "
+            f"MODEL.{head_section(cfg)}.NUM_CLASSES is {num_classes(cfg)}, but the set "
             f"{name} has {len(classes)} classes; set it to {len(classes)}."
         )
 
@@ -207,7 +211,8 @@ def load_test_set(cfg: CfgNode, name: str) -> CocoSet:
     from the cleaned records.
 
     Raises:
-        ValueError: the set has no annotations or other classes, or an image is missing.
+        ValueError: the set has no annotations or other classes, an image is missing, or the model
+            has masks and an object has none.
     """
     if annotation_file(name) is None:
         raise ValueError(
@@ -217,6 +222,8 @@ def load_test_set(cfg: CfgNode, name: str) -> CocoSet:
     coco_set = _load_annotated(name, class_names(cfg), masks=True)
     check_num_classes(cfg, coco_set.classes, name)
     check_images_exist(coco_set.records, f"The test set {name}")
+    if cfg.MODEL.MASK_ON:
+        check_masks(coco_set.records, f"The test set {name}")
     metadata = MetadataCatalog.get(name)
     if coco_set.evaluable:
         metadata.set(

@@ -39,7 +39,8 @@ def digest_of_inputs(cfg: CfgNode, made_by_others: Collection[str] = ()) -> str:
     digest = hashlib.sha256()
     for name in dict.fromkeys(names):
         digest.update(_digest_of_set(name).encode())
-    for path in (cfg.MODEL.WEIGHTS, cfg.MODEL.TIMM.WEIGHTS, *pseudo_label_files(cfg)):
+    weights = (cfg.MODEL.WEIGHTS, cfg.MODEL.TIMM.WEIGHTS, cfg.MODEL.SWIN.WEIGHTS)
+    for path in (*weights, *pseudo_label_files(cfg)):
         if path not in made_by_others and os.path.isfile(path):
             digest.update(_digest_of_file(path).encode())
     return digest.hexdigest()

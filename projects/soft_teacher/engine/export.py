@@ -7,6 +7,7 @@ from detectron2.config import CfgNode, get_cfg
 from torch import Tensor
 
 from soft_teacher.config import changed_keys
+from soft_teacher.engine.model_classes import KEY, training_categories
 from soft_teacher.engine.safe_loading import load_tensors
 
 # Model -> its key in a checkpoint, see `engine.checkpointing`.
@@ -14,9 +15,20 @@ MODELS = {"student": "model", "teacher": "teacher"}
 # This project's classes -> those of Detectron2 with the same parameters and the same inference.
 STOCK_NAMES = {
     "SoftTeacherRCNN": "GeneralizedRCNN",
+    "SoftTeacherRetinaNet": "RetinaNet",
     "SoftTeacherROIHeads": "StandardROIHeads",
+    "SoftTeacherCascadeROIHeads": "CascadeROIHeads",
 }
-TIMM_BACKBONE = "build_timm_fpn_backbone"
+# Architectures and backbones that Detectron2's YAML does not know -> the section of MODEL that
+# describes them, "" for one that has none.
+OWN_PARTS = {
+    "build_timm_fpn_backbone": "TIMM",
+    "build_timm_p6p7_fpn_backbone": "TIMM",
+    "build_resnet_p6p7_fpn_backbone": "",
+    "build_swin_fpn_backbone": "SWIN",
+    "build_swin_p6p7_fpn_backbone": "SWIN",
+    "SoftTeacherFCOS": "FCOS",
+}
 
 
 def export_model(checkpoint: Path, model: str, cfg: CfgNode, weights: Path) -> Path:
@@ -26,8 +38,9 @@ def export_model(checkpoint: Path, model: str, cfg: CfgNode, weights: Path) -> P
         checkpoint: file that training saved.
         model: "student" or "teacher".
         cfg: the config of that training.
-        weights: .pth file to write, {"model": state_dict}; the config's MODEL.WEIGHTS names it
-            as it is given here.
+        weights: .pth file to write, {"model": state_dict} and, if the classes' names are known,
+            "categories" (see `engine.model_classes`), which Detectron2 passes over; the config's
+            MODEL.WEIGHTS names it as it is given here.
 
     Returns:
         The config's file, `weights` with the suffix .yaml. It holds what differs from Detectron2's
@@ -46,7 +59,8 @@ def export_model(checkpoint: Path, model: str, cfg: CfgNode, weights: Path) -> P
     plain = plain_config(cfg)
     plain.MODEL.WEIGHTS = str(weights)
     weights.parent.mkdir(parents=True, exist_ok=True)
-    torch.save({"model": state}, weights)
+    categories = training_categories(cfg)
+    torch.save({"model": state, **({KEY: categories} if categories else {})}, weights)
     changes = {**changed_keys(plain, get_cfg()), "VERSION": plain.VERSION}
     config_file.write_text(CfgNode(changes).dump())
     return config_file
@@ -72,8 +86,8 @@ def read_model(checkpoint: Path, model: str) -> dict[str, Tensor]:
 def plain_config(cfg: CfgNode) -> CfgNode:
     """Detectron2's config of the same model and the same inference, without this project's keys.
 
-    Solver, training sets and device are not taken over. MODEL.TIMM stays where the backbone needs
-    it, see :func:`needs_this_project`.
+    Solver, training sets and device are not taken over. Sections that the model cannot do without,
+    such as MODEL.TIMM, stay; see :func:`needs_this_project`.
     """
     plain = get_cfg()
     device = plain.MODEL.DEVICE
@@ -84,18 +98,23 @@ def plain_config(cfg: CfgNode) -> CfgNode:
     plain.MODEL.DEVICE = device
     plain.MODEL.META_ARCHITECTURE = _stock_name(cfg.MODEL.META_ARCHITECTURE)
     plain.MODEL.ROI_HEADS.NAME = _stock_name(cfg.MODEL.ROI_HEADS.NAME)
-    if needs_this_project(cfg):
-        plain.MODEL.TIMM = cfg.MODEL.TIMM.clone()
-        plain.MODEL.TIMM.WEIGHTS = ""  # the exported file holds them
+    for section in filter(None, (OWN_PARTS[part] for part in _own_parts(cfg))):
+        plain.MODEL[section] = cfg.MODEL[section].clone()
+        if "WEIGHTS" in plain.MODEL[section]:
+            plain.MODEL[section].WEIGHTS = ""  # the exported file holds them
     return plain
 
 
 def needs_this_project(cfg: CfgNode) -> bool:
-    """Whether even inference needs this package, for its timm backbone and MODEL.TIMM.
+    """Whether even inference needs this package, for its backbone or for FCOS.
 
     A program then has to `import soft_teacher.modeling` and to call `add_soft_teacher_config`.
     """
-    return cfg.MODEL.BACKBONE.NAME == TIMM_BACKBONE
+    return bool(_own_parts(cfg))
+
+
+def _own_parts(cfg: CfgNode) -> list[str]:
+    return [x for x in (cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.BACKBONE.NAME) if x in OWN_PARTS]
 
 
 def _stock_name(name: str) -> str:

@@ -1,6 +1,6 @@
 """What the indicators of `reliability` need to know of sampled RoIs before the student's pass.
 
-Shape shorthand: N images, P_i boxes in the pool of image i, R sampled RoIs of all images.
+Shape shorthand: N images, R_i sampled RoIs of image i, R of all images.
 """
 
 import torch
@@ -8,39 +8,41 @@ from detectron2.structures import Boxes, pairwise_iou
 from torch import Tensor
 
 from soft_teacher.modeling.guidance import GuidanceInView
-from soft_teacher.modeling.roi_sampling import Match
 
 
 @torch.no_grad()
 def gather_evidence(
     needs: tuple[str, ...],
-    pools: list[Tensor],
-    matches: list[Match],
+    boxes: list[Tensor],
+    classes: list[Tensor],
     num_classes: int,
     guidance: GuidanceInView,
+    stage: int | None = None,
 ) -> dict[str, Tensor]:
     """Ask the teacher, or measure overlaps, for the RoIs sampled for classification.
 
     Args:
         needs: see `reliability.Indicator`. "student" is not for this function: the student's
             scores come with its pass over the RoIs.
-        pools: N tensors (P_i, 4), xyxy, student's view.
-        matches: N samples of them.
+        boxes: N tensors (R_i, 4), xyxy, student's view.
+        classes: N int64 tensors (R_i,), what they were matched with.
         num_classes: K, the class of background.
         guidance: bound to the student's views.
+        stage: the stage of the teacher to ask, or None for the whole teacher.
 
     Returns:
         Name -> (R,). Of the teacher only background RoIs are asked for; foreground ones hold 1.
     """
     evidence = {}
     if "teacher" in needs:
-        evidence["teacher"] = _teacher_scores(pools, matches, num_classes, guidance)
+        is_background = [x == num_classes for x in classes]
+        evidence["teacher"] = _teacher_scores(boxes, is_background, guidance, stage)
     if "iou" in needs:
         evidence["iou"] = torch.cat(
             [
-                largest_iou(pool[m.rows], targets.gt_boxes.tensor[mask])
-                for pool, m, targets, mask in zip(
-                    pools, matches, guidance.targets, guidance.teaches_cls, strict=True
+                largest_iou(x, targets.gt_boxes.tensor[mask])
+                for x, targets, mask in zip(
+                    boxes, guidance.targets, guidance.teaches_cls, strict=True
                 )
             ]
         )
@@ -48,14 +50,11 @@ def gather_evidence(
 
 
 def _teacher_scores(
-    pools: list[Tensor], matches: list[Match], num_classes: int, guidance: GuidanceInView
+    boxes: list[Tensor], is_background: list[Tensor], guidance: GuidanceInView, stage: int | None
 ) -> Tensor:
-    is_background = [m.classes == num_classes for m in matches]
-    boxes = [
-        pool[m.rows[mask]] for pool, m, mask in zip(pools, matches, is_background, strict=True)
-    ]
-    asked = torch.cat(guidance.background_scores(boxes))
-    scores = asked.new_ones(sum(len(m.rows) for m in matches))
+    background = [x[mask] for x, mask in zip(boxes, is_background, strict=True)]
+    asked = torch.cat(guidance.background_scores(background, stage))
+    scores = asked.new_ones(sum(map(len, boxes)))
     scores[torch.cat(is_background)] = asked
     return scores
 

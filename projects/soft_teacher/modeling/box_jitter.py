@@ -65,7 +65,24 @@ def box_regression_variance(refined: Tensor, boxes: Tensor, definition: str) -> 
     if boxes.shape[0] == 0:
         return boxes.new_zeros(0)
     deviations = refined.std(dim=0, unbiased=True)
-    reference = refined.mean(dim=0) if definition == "per_axis" else boxes
+    return relative_deviation(deviations, refined.mean(dim=0), boxes, definition)
+
+
+def relative_deviation(
+    deviations: Tensor, mean_boxes: Tensor, boxes: Tensor, definition: str
+) -> Tensor:
+    """Deviations of four coordinates as one number in units of the box (eq. 8).
+
+    Args:
+        deviations: (R, 4), standard deviation of each coordinate, in pixels.
+        mean_boxes: (R, 4), mean of what deviates.
+        boxes: (R, 4), the pseudo boxes b_i.
+        definition: see :func:`box_regression_variance`.
+
+    Returns:
+        (R,).
+    """
+    reference = mean_boxes if definition == "per_axis" else boxes
     sides = (reference[:, 2:] - reference[:, :2]).clamp(min=1.0)
     if definition == "per_axis":
         divisors = sides.repeat(1, 2)

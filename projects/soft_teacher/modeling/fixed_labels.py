@@ -15,11 +15,16 @@ def labels_are_fixed(cfg: CfgNode) -> bool:
     """Whether pseudo labels come from SOFT_TEACHER.PSEUDO_LABELS.FILES.
 
     Raises:
-        ValueError: they do, and a key asks for the judgement of a teacher.
+        ValueError: they do, and a key asks for masks or for the judgement of a teacher.
     """
     st = cfg.SOFT_TEACHER
     if not st.PSEUDO_LABELS.FILES:
         return False
+    if cfg.MODEL.MASK_ON:
+        raise ValueError(
+            "MODEL.MASK_ON is True, but the files in SOFT_TEACHER.PSEUDO_LABELS.FILES hold boxes "
+            "without masks: set MODEL.MASK_ON to False, or FILES to () to train with a teacher."
+        )
     required = {
         "EMA.ENABLED": (st.EMA.ENABLED, False),
         "JITTER.ENABLED": (st.JITTER.ENABLED, False),

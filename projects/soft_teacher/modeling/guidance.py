@@ -11,6 +11,7 @@ so that the boxes to score and the jittered boxes share one pass through the tea
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -19,22 +20,26 @@ from detectron2.structures import Instances
 from torch import Tensor
 
 from soft_teacher.modeling import box_jitter, pseudo_labels
+from soft_teacher.modeling.pseudo_masks import carry_masks
 from soft_teacher.modeling.view_geometry import project_boxes, view_to_view
 
-BoxJudge = Callable[[list[Tensor], list[Tensor], list[Tensor]], tuple[list[Tensor], list[Tensor]]]
+BoxJudge = Callable[..., tuple[list[Tensor], list[Tensor]]]
 """(boxes to score, boxes to refine, their classes), each a list over images, weak view ->
 (probabilities (B, K+1) with the background last, refined boxes (B', 4)), both lists over images.
+That of a detector with stages also takes `stage=k`: then stage k alone gives the probabilities,
+while boxes are refined by all of them.
 """
 
 
 @dataclass(frozen=True)
 class PseudoLabelRules:
-    """Thresholds and jitter settings, see SOFT_TEACHER.PSEUDO_LABELS and SOFT_TEACHER.JITTER."""
+    """Thresholds and jitter settings, see PSEUDO_LABELS, MASK and JITTER in SOFT_TEACHER."""
 
     min_score: float
     rpn_score: float
     cls_score: float
     reg_variance: float
+    mask_score: float
     jitter_enabled: bool
     num_jitter: int
     jitter_scale: float
@@ -69,6 +74,7 @@ class PseudoLabelRules:
             rpn_score=labels.RPN_SCORE,
             cls_score=labels.CLS_SCORE,
             reg_variance=labels.REG_VARIANCE,
+            mask_score=cfg.SOFT_TEACHER.MASK.SCORE,
             jitter_enabled=jitter.ENABLED,
             num_jitter=jitter.NUM,
             jitter_scale=jitter.SCALE,
@@ -87,7 +93,8 @@ class Guidance:
     """Pseudo labels of a batch and, on demand, the teacher's judgement of boxes.
 
     Attributes:
-        labels: N `Instances` with `pred_boxes`, `pred_classes`, `scores` in the weak views.
+        labels: N `Instances` with `pred_boxes`, `pred_classes`, `scores` in the weak views, and
+            `pred_masks`, (R, 1, m, m) probabilities in the boxes, if the teacher has masks.
         statistics: scalars (0-d tensors) for the log, filled in while the student uses this.
         normalizers: loss name -> 0-d tensor n: the student divided that loss by max(n, 1), and n
             depends on what this process saw. Filled in by the student; other losses are not in it.
@@ -126,22 +133,25 @@ class Guidance:
         return GuidanceInView(self, views)
 
     @torch.no_grad()
-    def score_boxes(self, boxes: list[Tensor]) -> list[Tensor]:
+    def score_boxes(self, boxes: list[Tensor], stage: int | None = None) -> list[Tensor]:
         """The teacher's class probabilities for boxes of the weak views.
 
         The jittered boxes that the variance needs go through the head in the same call.
 
         Args:
             boxes: N tensors (B, 4), xyxy, weak view.
+            stage: stage of the teacher to ask; None asks the whole teacher, as in inference.
 
         Returns:
             N tensors (B, K+1), background last.
         """
+        # Detectors without stages need not know the word.
+        judge = self._judge if stage is None else partial(self._judge, stage=stage)
         jittered = None if self._variance is not None else self._jittered_boxes()
         if jittered is None:
             nothing = [x.new_zeros(0, 4) for x in boxes]
-            return self._judge(boxes, nothing, [x.pred_classes[:0] for x in self.labels])[0]
-        probabilities, refined = self._judge(
+            return judge(boxes, nothing, [x.pred_classes[:0] for x in self.labels])[0]
+        probabilities, refined = judge(
             boxes,
             [x.flatten(0, 1) for x in jittered],
             [x.pred_classes.repeat(len(j)) for x, j in zip(self.labels, jittered, strict=True)],
@@ -225,11 +235,51 @@ class GuidanceInView:
             for variance, visible in zip(self._guidance.variance, self._visible, strict=True)
         ]
 
-    def background_scores(self, boxes: list[Tensor]) -> list[Tensor]:
+    @property
+    def teaches_mask(self) -> list[Tensor]:
+        """N masks (R,) over `targets`: those that teach classification and score high enough."""
+        return [
+            cls & pseudo_labels.above_score(labels, self._guidance.rules.mask_score)
+            for cls, labels in zip(self.teaches_cls, self._guidance.labels, strict=True)
+        ]
+
+    @torch.no_grad()
+    def masks_in(
+        self, boxes: list[Tensor], partners: list[Tensor], side: int
+    ) -> tuple[Tensor, Tensor]:
+        """The teacher's masks as seen through boxes of the student's views.
+
+        Args:
+            boxes: N tensors (B, 4), xyxy, student's view.
+            partners: N int64 tensors (B,), the pseudo label whose mask is seen through each box.
+            side: M, cells along each side of a box.
+
+        Returns:
+            Of all images together, probabilities float32 (B, M, M), and bool (B, M, M): False
+            where they are unknown, see :mod:`soft_teacher.modeling.pseudo_masks`.
+        """
+        carried = [
+            carry_masks(
+                labels.pred_masks[partner],
+                labels.pred_boxes.tensor[partner],
+                x,
+                matrix,
+                labels.image_size,
+                side,
+            )
+            for x, partner, matrix, labels in zip(
+                boxes, partners, self._to_weak, self._guidance.labels, strict=True
+            )
+        ]
+        probabilities, known = zip(*carried, strict=True)
+        return torch.cat(probabilities), torch.cat(known)
+
+    def background_scores(self, boxes: list[Tensor], stage: int | None = None) -> list[Tensor]:
         """The teacher's background probability for boxes of the student's views (BG-T).
 
         Args:
             boxes: N tensors (B, 4), xyxy, student's view.
+            stage: see :meth:`Guidance.score_boxes`.
 
         Returns:
             N tensors (B,).
@@ -238,7 +288,7 @@ class GuidanceInView:
             project_boxes(x, matrix, labels.image_size)
             for x, matrix, labels in zip(boxes, self._to_weak, self._guidance.labels, strict=True)
         ]
-        return [x[:, -1] for x in self._guidance.score_boxes(in_weak)]
+        return [x[:, -1] for x in self._guidance.score_boxes(in_weak, stage)]
 
     def note(self, name: str, value: Tensor) -> None:
         """Leave a scalar for the log; it is read together with the losses, without a sync."""

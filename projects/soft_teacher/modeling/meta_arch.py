@@ -81,9 +81,9 @@ class SoftTeacherRCNN(GeneralizedRCNN):
         proposals, _ = self.proposal_generator(images, features, None)
         detections, _ = self.roi_heads(images, features, proposals, None)
 
-        def judge(score_boxes, refine_boxes, refine_classes):
+        def judge(score_boxes, refine_boxes, refine_classes, **stage):
             return self.roi_heads.score_and_refine(
-                features, images.image_sizes, score_boxes, refine_boxes, refine_classes
+                features, images.image_sizes, score_boxes, refine_boxes, refine_classes, **stage
             )
 
         return Guidance(detections, [x["matrix"] for x in weak], judge, self.rules)

@@ -25,16 +25,18 @@ class Match:
         rows: int64, indices of the sampled boxes in the pool.
         classes: int64, class of each; the number of classes stands for background.
         target: int64, index of the pseudo box that each sampled box is matched with.
+        candidates: bool (P,), boxes of the pool that could be sampled.
     """
 
     rows: Tensor
     classes: Tensor
     target: Tensor
+    candidates: Tensor
 
     def foreground(self, num_classes: int) -> "Match":
         """The foreground part of this sample."""
         mask = (self.classes >= 0) & (self.classes < num_classes)
-        return Match(self.rows[mask], self.classes[mask], self.target[mask])
+        return Match(self.rows[mask], self.classes[mask], self.target[mask], self.candidates)
 
 
 @dataclass
@@ -47,6 +49,8 @@ class UnlabeledSample:
         reg_rows: int64 (F,), rows of `boxes` that regression learns from.
         reg_classes: int64 (F,), their classes.
         reg_boxes: (F, 4), their pseudo boxes.
+        reg_candidates: bool (S + E,), RoIs that a later stage may match for regression: not those
+            that come from a pseudo box which teaches classification alone.
     """
 
     boxes: Tensor
@@ -54,13 +58,16 @@ class UnlabeledSample:
     reg_rows: Tensor
     reg_classes: Tensor
     reg_boxes: Tensor
+    reg_candidates: Tensor
 
     @property
     def num_sampled(self) -> int:
         return self.classes.shape[0]
 
 
-def join_matches(pool: Tensor, cls_match: Match, reg_match: Match, targets: Tensor):
+def join_matches(
+    pool: Tensor, cls_match: Match, reg_match: Match, targets: Tensor
+) -> UnlabeledSample:
     """Lay out the RoIs of a classification sample and of the foreground for regression.
 
     Args:
@@ -77,10 +84,12 @@ def join_matches(pool: Tensor, cls_match: Match, reg_match: Match, targets: Tens
     row_of[cls_match.rows] = torch.arange(num_sampled, device=pool.device)
     extra = reg_match.rows[row_of[reg_match.rows] < 0]
     row_of[extra] = num_sampled + torch.arange(extra.numel(), device=pool.device)
+    rows = torch.cat([cls_match.rows, extra])
     return UnlabeledSample(
-        boxes=pool[torch.cat([cls_match.rows, extra])],
+        boxes=pool[rows],
         classes=cls_match.classes,
         reg_rows=row_of[reg_match.rows],
         reg_classes=reg_match.classes,
         reg_boxes=targets[reg_match.target],
+        reg_candidates=reg_match.candidates[rows],
     )

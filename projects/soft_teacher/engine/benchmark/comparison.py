@@ -10,6 +10,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
+from soft_teacher.config import head_section, num_classes
 from soft_teacher.engine.benchmark.contenders import (
     PHASES,
     InferenceContender,
@@ -81,7 +82,7 @@ def measure(cfg: CfgNode, shape: BatchShape, num_rounds: int, num_warmup: int) -
     cfg = benchmark_config(cfg)
     torch.manual_seed(max(cfg.SEED, 0))
     student = build_model(cfg)
-    batch = SyntheticBatch.draw(shape, cfg.MODEL.ROI_HEADS.NUM_CLASSES)
+    batch = SyntheticBatch.draw(shape, num_classes(cfg))
     settle_frozen_norms(student, batch.weak[:1])
     clock = PhaseClock(student.device)
 
@@ -90,6 +91,9 @@ def measure(cfg: CfgNode, shape: BatchShape, num_rounds: int, num_warmup: int) -
     memory = peak_memory(student.device)
     plain = plain_config(cfg)
     plain.MODEL.DEVICE = cfg.MODEL.DEVICE
+    # Detectron2 builds its FCOS from no config; ours, which is the same in supervised training,
+    # reads these keys.
+    plain.SOFT_TEACHER = cfg.SOFT_TEACHER.clone()
     state = student.state_dict()
     supervised = SupervisedContender(cfg, plain, state, batch, clock)
     inference = InferenceContender(cfg, plain, state, batch, clock)
@@ -118,9 +122,12 @@ def benchmark_config(cfg: CfgNode) -> CfgNode:
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.WEIGHTS = ""
-    cfg.MODEL.TIMM.WEIGHTS = ""
+    cfg.MODEL.TIMM.WEIGHTS = cfg.MODEL.SWIN.WEIGHTS = ""
     cfg.SOLVER.BASE_LR = 0.0
     cfg.SOFT_TEACHER.PSEUDO_LABELS.REG_VARIANCE = float("inf")
+    if head_section(cfg) != "ROI_HEADS":
+        # A one-stage teacher predicts nothing around a made-up box: its score is to decide.
+        cfg.SOFT_TEACHER.JITTER.ENABLED = False
     return cfg
 
 

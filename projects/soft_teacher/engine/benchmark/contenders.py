@@ -5,7 +5,6 @@ import itertools
 import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
-from detectron2.solver import build_optimizer
 from detectron2.utils.events import EventStorage
 from torch import nn
 
@@ -13,6 +12,7 @@ from soft_teacher.engine.benchmark.phase_clock import OTHER, TOTAL, PhaseClock
 from soft_teacher.engine.benchmark.synthetic import SyntheticBatch, replace_labels
 from soft_teacher.engine.ema import EMATeacher
 from soft_teacher.engine.loader_stream import LoaderStream
+from soft_teacher.engine.optimizer import build_optimizer
 from soft_teacher.engine.precision import Precision
 from soft_teacher.engine.train_step import SoftTeacherStep
 
@@ -71,7 +71,9 @@ class SoftTeacherContender:
     def pseudo_boxes(self) -> dict[str, float]:
         """Pseudo boxes per image that taught each loss in the last step."""
         latest = self._storage.latest()
-        return {loss: latest[f"pseudo_boxes_{loss}"][0] for loss in ("rpn", "cls", "reg")}
+        names = {loss: f"pseudo_boxes_{loss}" for loss in ("rpn", "cls", "reg")}
+        # One-stage detectors have no RPN.
+        return {loss: latest[name][0] for loss, name in names.items() if name in latest}
 
     def _force_pseudo_boxes(self, batch: SyntheticBatch) -> None:
         teacher = self.step.teacher.model

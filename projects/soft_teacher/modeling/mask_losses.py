@@ -1,0 +1,159 @@
+"""The mask loss on unlabeled images: the teacher's masks teach the student's mask head.
+
+Shape shorthand: N images, F foreground RoIs of all images, K classes, M x M cells of a mask. How
+masks get from the teacher's view into RoIs of the student's is said in `pseudo_masks`.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from detectron2.config import CfgNode
+from detectron2.modeling.roi_heads.mask_head import BaseMaskRCNNHead
+from detectron2.structures import Boxes
+from torch import Tensor
+
+from soft_teacher.modeling.guidance import GuidanceInView, check_choice
+from soft_teacher.modeling.roi_sampling import Match
+
+MASK_TARGETS = ("hard", "soft")
+
+
+@dataclass(frozen=True)
+class MaskRules:
+    """What the teacher's masks teach, see SOFT_TEACHER.MASK.
+
+    Attributes:
+        target: "hard" or "soft".
+        threshold: probability from which on a cell is foreground.
+        loss_weight: multiplies the loss, beside alpha.
+    """
+
+    target: str
+    threshold: float
+    loss_weight: float
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> "MaskRules":
+        """Read the rules from a config.
+
+        Raises:
+            ValueError: a key has a value that is not among its choices.
+        """
+        mask = cfg.SOFT_TEACHER.MASK
+        check_choice("SOFT_TEACHER.MASK.TARGET", mask.TARGET, MASK_TARGETS)
+        if not 0 < mask.THRESHOLD < 1:
+            raise ValueError(
+                f"SOFT_TEACHER.MASK.THRESHOLD is {mask.THRESHOLD}; it must lie between 0 and 1, as "
+                "the probabilities that it divides do."
+            )
+        return cls(mask.TARGET, mask.THRESHOLD, mask.LOSS_WEIGHT)
+
+    def targets(self, probabilities: Tensor) -> Tensor:
+        """What the student learns from the teacher's probabilities: themselves, or 0 and 1."""
+        if self.target == "soft":
+            return probabilities
+        return (probabilities >= self.threshold).to(probabilities.dtype)
+
+
+class PseudoMaskMixin:
+    """Adds to a Detectron2 RoI head with one mask head the mask loss on unlabeled images."""
+
+    mask_rules: MaskRules
+
+    def _init_mask_rules(self, rules: MaskRules) -> None:
+        self.mask_rules = rules
+        if self.mask_on and not isinstance(self.mask_head, BaseMaskRCNNHead):
+            raise ValueError(
+                f"MODEL.ROI_MASK_HEAD.NAME names a {type(self.mask_head).__name__}, which does not "
+                "predict one grid of logits for each RoI; take MaskRCNNConvUpsampleHead or set "
+                "MODEL.MASK_ON to False."
+            )
+
+    def _predict_masks(self, features: dict[str, Tensor], boxes: list[Tensor]) -> Tensor:
+        """Mask logits (F, K, M, M), or (F, 1, M, M) if agnostic, of boxes in N images."""
+        # In float, as for boxes: half precision would move the RoIs against their targets.
+        levels = [features[f].float() for f in self.mask_in_features]
+        return self.mask_head.layers(self.mask_pooler(levels, [Boxes(x) for x in boxes])).float()
+
+    def unlabeled_mask_losses(
+        self,
+        features: dict[str, Tensor],
+        pools: list[Tensor],
+        matches: list[Match],
+        guidance: GuidanceInView,
+    ) -> dict[str, Tensor]:
+        """The mask loss of the foreground RoIs whose pseudo boxes teach masks.
+
+        Args:
+            features: the student's feature maps of N strong views.
+            pools: N tensors (P_i, 4), xyxy, candidate RoIs.
+            matches: N samples of them, drawn against G_cls.
+            guidance: bound to the strong views; its normalizers are filled in.
+
+        Returns:
+            "loss_mask", 0-d; nothing if the head has no masks.
+        """
+        if not self.mask_on:
+            return {}
+        chosen = [
+            teaching(match.foreground(self.num_classes), mask)
+            for match, mask in zip(matches, guidance.teaches_mask, strict=True)
+        ]
+        boxes = [pool[match.rows] for pool, match in zip(pools, chosen, strict=True)]
+        classes = torch.cat([match.classes for match in chosen])
+        logits = logits_of_classes(self._predict_masks(features, boxes), classes)
+        probabilities, known = guidance.masks_in(
+            boxes, [match.target for match in chosen], logits.shape[-1]
+        )
+        note_agreement(logits, probabilities >= self.mask_rules.threshold, known, guidance)
+        guidance.normalizers["loss_mask"] = logits.new_full((), len(logits))
+        loss = mask_loss(logits, self.mask_rules.targets(probabilities), known)
+        return {"loss_mask": loss * self.mask_rules.loss_weight * self.mask_head.loss_weight}
+
+
+def teaching(match: Match, teaches: Tensor) -> Match:
+    """The part of a foreground sample whose pseudo boxes are chosen by a mask (R,) over them."""
+    rows = teaches[match.target].nonzero().squeeze(1)
+    return replace(
+        match, rows=match.rows[rows], classes=match.classes[rows], target=match.target[rows]
+    )
+
+
+def logits_of_classes(logits: Tensor, classes: Tensor) -> Tensor:
+    """Of logits (F, K, M, M) those of the class of each (F,); of (F, 1, M, M) the only ones."""
+    if logits.shape[1] == 1:
+        return logits[:, 0]
+    return logits[torch.arange(len(classes), device=classes.device), classes]
+
+
+def mask_loss(logits: Tensor, targets: Tensor, known: Tensor) -> Tensor:
+    """Binary cross entropy of the known cells, divided by the number of all F x M x M cells.
+
+    Where all is known this is the mean that Detectron2 takes on labeled images. An unknown cell
+    adds 0 but is counted: it takes nothing from the loss of the cells beside it and gives them no
+    more weight.
+
+    Args:
+        logits: (F, M, M).
+        targets: (F, M, M), in 0-1.
+        known: bool (F, M, M).
+
+    Returns:
+        0-d; zero and connected to the graph where there are no RoIs.
+    """
+    losses = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    return (losses * known).sum() / max(losses.numel(), 1)
+
+
+@torch.no_grad()
+def note_agreement(
+    logits: Tensor, foreground: Tensor, known: Tensor, guidance: GuidanceInView
+) -> None:
+    """Leave for the log in how many known cells student and teacher agree, and how few are known.
+
+    Without a RoI both are NaN, which the log leaves out.
+    """
+    agree = ((logits > 0) == foreground) & known
+    guidance.note("pseudo_mask_agreement", agree.sum() / known.sum())
+    guidance.note("pseudo_mask_unknown", 1 - known.float().mean())
