@@ -109,13 +109,32 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
+def cell_commands(argv: Sequence[str]) -> list[list[str]]:
+    """The command of each training, for a command line as that of this program.
+
+    Raises:
+        ValueError: the suite or the base cannot be used.
+    """
+    args = parse_args(argv)
+    cells = plan(read_suite(args.suite), args, output_of(args))
+    return [command_of(cell, args) for cell in to_train(cells, args)]
+
+
+def output_of(args: argparse.Namespace) -> Path:
+    """The folder of the trainings and tables."""
+    return args.output or Path("output/suites") / f"{args.base.parent.name}_{args.base.stem}"
+
+
+def to_train(cells: dict[str, list[Cell]], args: argparse.Namespace) -> list[Cell]:
+    """The cells of the chosen rows and what they need, in order."""
+    return with_needs([x for row, own in cells.items() if is_chosen(row, args) for x in own])
+
+
 def act(args: argparse.Namespace) -> int:
     """Plan, then print, train or report."""
-    suite = read_suite(args.suite)
-    output = args.output or Path("output/suites") / f"{args.base.parent.name}_{args.base.stem}"
+    suite, output = read_suite(args.suite), output_of(args)
     cells = plan(suite, args, output)
-    chosen = [x for row, row_cells in cells.items() if is_chosen(row, args) for x in row_cells]
-    ordered = with_needs(chosen)
+    ordered = to_train(cells, args)
     if args.dry_run:
         for cell in ordered:
             show(cell)

@@ -17,7 +17,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from submitit import Job
 from submitit.core.utils import FailedJobError
 
 from soft_teacher.engine.slurm_arguments import make_parser, read_commands, read_resources
@@ -25,9 +24,9 @@ from soft_teacher.engine.slurm_job import TrainingJob
 from soft_teacher.engine.slurm_submission import (
     Resources,
     batch_script,
+    how_to_follow,
     run_locally,
     slurm_executor,
-    state_of,
     submit,
 )
 
@@ -68,16 +67,8 @@ def act(args: argparse.Namespace, jobs: list[TrainingJob], resources: Resources)
         print("SLURM refused the job; nothing was submitted.", file=sys.stderr)
         return 1
     for job in submitted:
-        say_how_to_follow(job)
+        print(how_to_follow(job))
     return 0
-
-
-def say_how_to_follow(job: Job) -> None:
-    """Print id and state of a job, and the commands that tell more."""
-    print(f"Submitted job {job.job_id}, {state_of(job)}")
-    print(f"  state:  squeue --jobs {job.job_id} --states all")
-    print(f"  log:    tail -F {job.paths.stdout}")
-    print(f"  cancel: scancel {job.job_id}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""The command line of tools/slurm_train.py: train_net.py's, and what a job asks of SLURM."""
+"""The command line of tools/slurm_train.py: train_net.py's, and what a job asks of SLURM.
+
+What jobs ask for is also that of tools/slurm_suite.py.
+"""
 
 import argparse
 import re
@@ -23,7 +26,7 @@ EXTRA_OPTIONS = {
 def make_parser(description: str) -> argparse.ArgumentParser:
     """Detectron2's parser and a group of options about the job."""
     parser = default_argument_parser(epilog=description)
-    group = parser.add_argument_group("job")
+    group = add_job_options(parser)
     group.add_argument("--nodes", type=int, default=1, help="machines (default: 1)")
     group.add_argument(
         "--gpus-per-node",
@@ -35,6 +38,19 @@ def make_parser(description: str) -> argparse.ArgumentParser:
     group.add_argument(
         "--tasks-per-node", type=int, metavar="N", help="processes of each machine, on the CPU"
     )
+    group.add_argument(
+        "--array",
+        nargs="+",
+        metavar=("KEY", "VALUE"),
+        help="one job for each value of a config key, each with an OUTPUT_DIR of its own",
+    )
+    group.add_argument("--local", action="store_true", help="run here and now, without SLURM")
+    return parser
+
+
+def add_job_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """Add the options that all jobs have, whatever runs in them; returns their group."""
+    group = parser.add_argument_group("job")
     group.add_argument("--cpus-per-task", type=int, metavar="N", help="CPUs of each process")
     group.add_argument(
         "--time", default="24:00:00", help="limit, in SLURM's notation (default: %(default)s)"
@@ -57,32 +73,42 @@ def make_parser(description: str) -> argparse.ArgumentParser:
     for name, text in EXTRA_OPTIONS.items():
         group.add_argument(f"--{name}", help=text)
     group.add_argument(
-        "--array",
-        nargs="+",
-        metavar=("KEY", "VALUE"),
-        help="one job for each value of a config key, each with an OUTPUT_DIR of its own",
-    )
-    group.add_argument(
         "--job-dir",
         type=Path,
         default=Path("output/slurm"),
         help="folder of batch scripts and logs, seen by all nodes (default: %(default)s)",
     )
     group.add_argument("--dry-run", action="store_true", help="print the batch script only")
-    group.add_argument("--local", action="store_true", help="run here and now, without SLURM")
-    return parser
+    return group
 
 
 def read_resources(args: argparse.Namespace) -> Resources:
-    """What the job asks for.
+    """What the job of a training asks for: one task for each GPU.
+
+    Raises:
+        ValueError: a number cannot be.
+    """
+    resources = resources_for(args, args.nodes, args.gpus_per_node, args.tasks_per_node)
+    if resources.gpus_per_node and resources.num_tasks_per_node != resources.gpus_per_node:
+        raise ValueError(
+            f"--tasks-per-node is {args.tasks_per_node} with --gpus-per-node "
+            f"{args.gpus_per_node}; there is one task for each GPU, so leave it out"
+        )
+    return resources
+
+
+def resources_for(
+    args: argparse.Namespace, nodes: int, gpus_per_node: int, tasks_per_node: int | None
+) -> Resources:
+    """What a job asks for, by the options that all jobs have and these numbers.
 
     Raises:
         ValueError: a number cannot be.
     """
     return Resources(
-        nodes=args.nodes,
-        gpus_per_node=args.gpus_per_node,
-        tasks_per_node=args.tasks_per_node,
+        nodes=nodes,
+        gpus_per_node=gpus_per_node,
+        tasks_per_node=tasks_per_node,
         minutes=read_minutes(args.time),
         signal_delay=args.signal_delay,
         max_timeouts=args.max_timeouts,

@@ -1,4 +1,4 @@
-"""A training inside a job of submitit: started, stopped by SLURM's signals, queued again."""
+"""Trainings inside jobs of submitit: started, stopped by SLURM's signals, queued again."""
 
 import importlib.util
 import os
@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 from detectron2.engine import default_argument_parser
 from submitit import JobEnvironment
@@ -42,10 +43,7 @@ class TrainingJob(Checkpointable):
             SystemExit: the training was stopped; SLURM runs the job again if it should.
         """
         job = JobEnvironment()
-        # Left by a process that was killed while it wrote, it would keep submitit from writing.
-        if job.global_rank == 0:
-            pickle = job.paths.submitted_pickle
-            pickle.with_suffix(f"{pickle.suffix}.save_tmp").unlink(missing_ok=True)
+        _remove_unfinished_pickle(job)
         if job.cluster == "local" and job.num_tasks > 1:
             _announce_local_place(job)
         args = default_argument_parser().parse_args(list(self.arguments))
@@ -56,13 +54,47 @@ class TrainingJob(Checkpointable):
             raise
 
 
-def load_main(script: Path) -> Callable[..., object]:
-    """The function `main` of a Python file, which becomes a module that can be imported."""
+class SuiteCellJob(Checkpointable):
+    """What the only task of a job calls: the `main` of tools/run_suite.py, for one training.
+
+    It stops at the same signals as a training does, and lets the training, a process of its own,
+    save a checkpoint; then the job goes back into the queue as that of a `TrainingJob` does.
+
+    Attributes:
+        script: run_suite.py.
+        arguments: its arguments.
+    """
+
+    def __init__(self, script: Path, arguments: tuple[str, ...]):
+        self.script = script
+        self.arguments = arguments
+
+    def __call__(self) -> None:
+        """Train to the end.
+
+        Raises:
+            SystemExit: the training was stopped, or failed; what failed is not queued again.
+        """
+        job = JobEnvironment()
+        _remove_unfinished_pickle(job)
+        status = load_main(self.script)(list(self.arguments))
+        end_stopped_task(job, status)
+        if status != 0:
+            sys.exit(status)
+
+
+def load_module(script: Path) -> ModuleType:
+    """A Python file as a module, which can be imported by its name afterwards."""
     spec = importlib.util.spec_from_file_location(script.stem, script)
     module = importlib.util.module_from_spec(spec)
     sys.modules[script.stem] = module
     spec.loader.exec_module(module)
-    return module.main
+    return module
+
+
+def load_main(script: Path) -> Callable[..., object]:
+    """The function `main` of a Python file."""
+    return load_module(script).main
 
 
 def end_stopped_task(job: JobEnvironment, status: object) -> None:
@@ -95,6 +127,13 @@ def was_preempted(job_id: str) -> bool:
     command = ["scontrol", "--oneliner", "show", "job", job_id]
     shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     return re.search(r"\bPreemptTime=\d", shown) is not None
+
+
+def _remove_unfinished_pickle(job: JobEnvironment) -> None:
+    """Left by a process that was killed while it wrote, it would keep submitit from writing."""
+    if job.global_rank == 0:
+        pickle = job.paths.submitted_pickle
+        pickle.with_suffix(f"{pickle.suffix}.save_tmp").unlink(missing_ok=True)
 
 
 def _announce_local_place(job: JobEnvironment) -> None:

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from submitit import Job, LocalExecutor, SlurmExecutor
+from submitit.helpers import Checkpointable
 
 from soft_teacher.engine.process_place import TORCHRUN_NAMES
-from soft_teacher.engine.slurm_job import TrainingJob
 
 POLL_SECONDS = 0.5
 
@@ -26,7 +26,8 @@ class Resources:
     Attributes:
         nodes: machines.
         gpus_per_node: GPUs on each; one process for each of them. 0: train on the CPU.
-        tasks_per_node: processes on each machine; None for one a GPU, or one on the CPU.
+        tasks_per_node: processes on each machine that SLURM starts; None for one a GPU, or one on
+            the CPU.
         minutes: time limit of one run of the job.
         signal_delay: seconds before the limit at which the training is asked to stop. An iteration
             and a checkpoint must fit in.
@@ -59,11 +60,6 @@ class Resources:
             for option, number in numbers.items():
                 if number < least:
                     raise ValueError(f"--{option} is {number}; it must be at least {least}")
-        if self.gpus_per_node and self.num_tasks_per_node != self.gpus_per_node:
-            raise ValueError(
-                f"--tasks-per-node is {self.tasks_per_node} with --gpus-per-node "
-                f"{self.gpus_per_node}; there is one task for each GPU, so leave it out"
-            )
         if not 0 < self.signal_delay < 60 * self.minutes:
             raise ValueError(
                 f"--signal-delay is {self.signal_delay} seconds; it must be above 0 and less than "
@@ -120,7 +116,7 @@ def batch_script(executor: SlurmExecutor, num_jobs: int) -> str:
     return executor._make_submission_file_text(executor._submitit_command_str, "")
 
 
-def submit(jobs: Sequence[TrainingJob], resources: Resources, folder: Path) -> list[Job]:
+def submit(jobs: Sequence[Checkpointable], resources: Resources, folder: Path) -> list[Job]:
     """Submit jobs to SLURM, several as one array.
 
     Raises:
@@ -154,7 +150,19 @@ def state_of(job: Job) -> str:
     return shown.stdout.strip() or "unknown"
 
 
-def run_locally(job: TrainingJob, resources: Resources, folder: Path) -> bool:
+def how_to_follow(job: Job) -> str:
+    """Id and state of a job, and the commands that tell more."""
+    return "\n".join(
+        [
+            f"Submitted job {job.job_id}, {state_of(job)}",
+            f"  state:  squeue --jobs {job.job_id} --states all",
+            f"  log:    tail -F {job.paths.stdout}",
+            f"  cancel: scancel {job.job_id}",
+        ]
+    )
+
+
+def run_locally(job: Checkpointable, resources: Resources, folder: Path) -> bool:
     """Run a job without SLURM, on this machine, and wait for it.
 
     Ctrl-C goes to the training, which stops with a checkpoint, and SIGTERM is handed on to it.
