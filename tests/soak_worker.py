@@ -37,7 +37,8 @@ def measure(output: Path) -> dict[str, float]:
         "threads": len(tasks),
         "children": sum(len((x / "children").read_text().split()) for x in tasks),
         "files_written": sum(x.is_file() for x in output.rglob("*")),
-        "seconds": time.monotonic(),
+        # Of the processor: those of the clock depend on what else the machine does.
+        "seconds": time.process_time(),
     }
 
 

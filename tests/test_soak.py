@@ -70,8 +70,8 @@ def assert_steady(measured: list[dict], name: str) -> None:
         for a, b in itertools.pairwise(during)
     ]
     print(
-        f"{name}: {speeds[0]:.2f} steps a second at first, {np.median(speeds):.2f} in the middle, "
-        f"{speeds[-1]:.2f} at last"
+        f"{name}: {speeds[0]:.2f} steps in a second of CPU at first, "
+        f"{np.median(speeds):.2f} in the middle, {speeds[-1]:.2f} at last"
     )
     steady = during[len(during) // 2 : -1]
     for what in ("tensors", "files_open", "threads", "children", "files_written"):

@@ -11,7 +11,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
+from soft_teacher.data.digits import write_dataset
 from tiny_training import NARROW, checkpoint, write_config
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -202,6 +204,31 @@ def slurm_folder(tmp_path_factory) -> Path:
 @pytest.fixture
 def training(slurm, slurm_folder, tmp_path):
     training = TrainingOnSlurm(slurm, slurm_folder, tmp_path / "out")
+    yield training
+    if training.job:
+        slurm.call("scancel", training.job)
+
+
+@pytest.fixture
+def demo_training(slurm, tmp_path):
+    """The demo's Soft Teacher on a few of its scenes, for a few steps."""
+    counts = {"labeled": 4, "unlabeled": 8, "val": 4}
+    images = tmp_path / "digits"
+    write_dataset(images, counts, seed=0)
+    changes = {
+        "DATASETS": {
+            "CUSTOM": [
+                [f"digits_{x}", f"{images}/annotations/{y}.json", f"{images}/images"]
+                for x, y in [("labeled", "labeled"), ("unlabeled", "unlabeled"), ("val", "val")]
+            ]
+        },
+        "MODEL": {"WEIGHTS": ""},
+        "SOLVER": {"MAX_ITER": 4, "STEPS": [], "CHECKPOINT_PERIOD": 2},
+        "TEST": {"EVAL_PERIOD": 2},
+    }
+    base = ROOT / "configs/demo/soft_teacher_lite0_FPN.yaml"
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"_BASE_": str(base), **changes}))
+    training = TrainingOnSlurm(slurm, tmp_path, tmp_path / "out")
     yield training
     if training.job:
         slurm.call("scancel", training.job)

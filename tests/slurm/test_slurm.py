@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import subprocess
 
 import pytest
 
@@ -87,6 +88,15 @@ def test_a_cancelled_job_does_not_come_back(slurm, training, final):
     assert training.facts()["Restarts"] == "0"
     training.start()
     assert_same(training.complete(), final)
+
+
+def test_the_demos_training_on_two_nodes_equals_that_of_two_processes_here(demo_training):
+    demo_training.start()
+    final = demo_training.complete()
+    here = demo_training.output.with_name("here")
+    command = [*demo_training.plain_command()[:-1], here, "--num-gpus", "2"]
+    subprocess.run([str(x) for x in command], check=True, timeout=600)
+    assert_same(checkpoint(here), final)
 
 
 def test_an_array_trains_each_fold_in_a_folder_of_its_own(slurm, training, final):
