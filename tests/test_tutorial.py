@@ -92,8 +92,11 @@ def test_the_tutorial_leads_from_photographs_to_an_exported_detector(place):
         run([sys.executable, script, *arguments, *short], place)
     assert scripts == [
         *("check_dataset.py", "check_dataset.py", "visualize_data.py"),
-        *("train_net.py", "export_model.py"),
+        *("train_net.py", "export_model.py", "predict.py"),
     ]
+    results = json.loads((place / "output/found/images.json").read_text())
+    assert len(results["images"]) == 6
+    assert {x["name"] for x in results["categories"]} == {"red", "green", "blue"}
     Image.new("RGB", (90, 70)).save(place / "photo.jpg")
     assert "tensor" in run([sys.executable, "-c", code("python")], place)
     last = json.loads((place / "output/mine/metrics.json").read_text().splitlines()[-1])

@@ -29,14 +29,13 @@ from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
-from torch import nn
 
-from soft_teacher.config import load_config, settle_device
+from soft_teacher.config import load_config, lower_score_threshold, settle_device
 from soft_teacher.data import register_custom_datasets, resolve_dataset_names
 from soft_teacher.data.coco_file import Record, read_coco_content
 from soft_teacher.data.datasets import class_categories, image_records, missing_files
 from soft_teacher.data.pseudo_label_files import images_folder, name_in_folder
-from soft_teacher.engine import load_models
+from soft_teacher.engine import load_detector
 from soft_teacher.engine.journal import Journal
 from soft_teacher.engine.pseudo_labeling import (
     LabelingOptions,
@@ -119,8 +118,7 @@ def read_config(args: argparse.Namespace) -> tuple[CfgNode, LabelingOptions]:
     if threshold is None:
         threshold = cfg.SOFT_TEACHER.PSEUDO_LABELS.MIN_SCORE
     # Boxes that the model itself drops could not be kept.
-    heads = cfg.MODEL.ROI_HEADS
-    heads.SCORE_THRESH_TEST = min(heads.SCORE_THRESH_TEST, threshold)
+    lower_score_threshold(cfg, threshold)
     cfg.freeze()
     return cfg, LabelingOptions(threshold, args.batch_size, tuple(args.scales), args.flip)
 
@@ -183,22 +181,6 @@ def describe_images(name: str, records: list[Record]) -> list[dict[str, Any]]:
         {"id": i, "file_name": name_in_folder(record["file_name"], folder)}
         for i, record in zip(ids, records, strict=True)
     ]
-
-
-def load_detector(cfg: CfgNode, which: str | None) -> tuple[str, nn.Module]:
-    """The chosen model of the file of weights, and its name.
-
-    Raises:
-        ValueError: the file has one model, but another was asked for.
-    """
-    models = load_models(cfg)
-    if which is None:
-        which = "teacher" if "teacher" in models else "model"
-    if which not in models:
-        raise ValueError(
-            f"{cfg.MODEL.WEIGHTS} is no checkpoint with student and teacher; leave --model out."
-        )
-    return which, models[which]
 
 
 def is_done(output: Path, mark: str) -> bool:

@@ -1,7 +1,7 @@
 """Training: one step, the teacher, checkpoints and what is seen meanwhile."""
 
 from soft_teacher.engine.checkpointing import SoftTeacherCheckpointer
-from soft_teacher.engine.evaluation import evaluate_models, load_models
+from soft_teacher.engine.evaluation import evaluate_models, load_detector, load_models
 from soft_teacher.engine.launching import launch_training
 from soft_teacher.engine.process_place import count_cpus
 from soft_teacher.engine.trainer import SoftTeacherTrainer
@@ -12,5 +12,6 @@ __all__ = [
     "count_cpus",
     "evaluate_models",
     "launch_training",
+    "load_detector",
     "load_models",
 ]

@@ -74,3 +74,24 @@ def load_models(cfg: CfgNode, last_checkpoint: bool = False) -> dict[str, nn.Mod
         return {"model": model}
     teacher.load_state_dict(rest["teacher"])
     return {"student": model, "teacher": teacher}
+
+
+def load_detector(cfg: CfgNode, which: str | None) -> tuple[str, nn.Module]:
+    """The chosen model of the file MODEL.WEIGHTS, in eval mode, and its name.
+
+    Args:
+        cfg: the config.
+        which: "teacher" or "student" of a checkpoint with both; None takes the teacher, or the
+            one model of a file that has no other.
+
+    Raises:
+        ValueError: the file has one model, but another was asked for.
+    """
+    models = load_models(cfg)
+    if which is None:
+        which = "teacher" if "teacher" in models else "model"
+    if which not in models:
+        raise ValueError(
+            f"{cfg.MODEL.WEIGHTS} is no checkpoint with student and teacher; leave --model out."
+        )
+    return which, models[which].eval()
