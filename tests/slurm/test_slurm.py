@@ -94,8 +94,9 @@ def test_the_demos_training_on_two_nodes_equals_that_of_two_processes_here(demo_
     demo_training.start()
     final = demo_training.complete()
     here = demo_training.output.with_name("here")
-    command = [*demo_training.plain_command()[:-1], here, "--num-gpus", "2"]
-    subprocess.run([str(x) for x in command], check=True, timeout=600)
+    python, program, *options = demo_training.plain_command()
+    options[-1] = str(here)
+    subprocess.run([python, program, "--num-gpus", "2", *options], check=True, timeout=600)
     assert_same(checkpoint(here), final)
 
 
