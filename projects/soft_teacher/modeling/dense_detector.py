@@ -29,14 +29,15 @@ class SoftTeacherDenseMixin:
 
     The trainer knows two calls: `teacher.annotate(weak)` and `student(labeled, strong,
     guidance)`. Without guidance, and in inference, the detector is Detectron2's, whose parameter
-    names it keeps. A detector says what its head predicts in `_prediction_dims`, how it scores
-    detections and how it learns places; the rest is common.
+    names it keeps. A detector names its classification loss and says what its head predicts
+    (`_prediction_dims`), how it scores detections and how it learns places; the rest is common.
 
     Attributes:
         soft_teacher: the settings, which the constructor of the detector sets.
     """
 
     soft_teacher: DenseSettings
+    _cls_loss_name: str
 
     @property
     def _prediction_dims(self) -> list[int]:
@@ -68,8 +69,6 @@ class SoftTeacherDenseMixin:
             positive: bool (N, R).
         """
         raise NotImplementedError
-
-    _cls_loss_name: str
 
     @torch.no_grad()
     def annotate(self, weak: list[dict]) -> Guidance:
