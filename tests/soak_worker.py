@@ -7,6 +7,7 @@ see :func:`measure`, to FOLDER/first.jsonl and FOLDER/second.jsonl: a line every
 one more when all is over.
 """
 
+import ctypes
 import gc
 import json
 import os
@@ -20,11 +21,14 @@ from detectron2.engine import HookBase, default_argument_parser
 import train_net
 from soft_teacher.engine.trainer import SoftTeacherTrainer
 
+LIBC = ctypes.CDLL(None)
+
 
 def measure(output: Path) -> dict[str, float]:
     """Private memory of this process in bytes, and counts of what it holds, opened and wrote."""
-    # Cycles are collected now or later; only what stays counts.
+    # Cycles are collected, and freed memory is given back, now or later; only what stays counts.
     gc.collect()
+    LIBC.malloc_trim(0)
     # By type: isinstance would follow a weak reference to what is gone.
     tensors = sum(issubclass(type(x), torch.Tensor) for x in gc.get_objects())
     rollup = Path("/proc/self/smaps_rollup").read_text().splitlines()
