@@ -1,6 +1,7 @@
 """The teacher is an exponential moving average of the student."""
 
 import torch
+from detectron2.layers import FrozenBatchNorm2d
 from torch import nn
 
 from oracle import load_oracle
@@ -74,10 +75,49 @@ def test_the_teacher_is_frozen_and_in_eval_mode_and_leaves_the_student_alone():
     assert student.training
 
 
-def test_frozen_entries_stay_exactly_equal():
-    student = nn.Linear(3, 3)
+def frozen_start() -> nn.Sequential:
+    """A frozen convolution and norm, then trained ones."""
+    model = nn.Sequential(
+        nn.Conv2d(1, 2, 1).requires_grad_(False), FrozenBatchNorm2d(2), nn.Conv2d(2, 2, 1)
+    )
+    return model.append(nn.BatchNorm2d(2))
+
+
+def test_updates_pass_over_what_is_frozen_and_equal_alone(monkeypatch):
+    student = frozen_start()
     teacher = EMATeacher(student, momentum=0.9)
-    before = student.weight.detach().clone()
+    before = {k: v.clone() for k, v in teacher.model.state_dict().items()}
+    touched: list[int] = []
+    lerp = torch._foreach_lerp_
+
+    def spy(averages, sources, weight):
+        touched.extend(x.data_ptr() for x in averages)
+        lerp(averages, sources, weight)
+
+    monkeypatch.setattr(torch, "_foreach_lerp_", spy)
     for _ in range(20):
+        with torch.no_grad():
+            student[2].weight.normal_()
         teacher.update(student)
-    assert torch.equal(teacher.model.weight, before)
+    state = teacher.model.state_dict()
+    averaged = {k for k, v in state.items() if v.data_ptr() in touched}
+    assert averaged == {f"2.{x}" for x in ("weight", "bias")} | {
+        f"3.{x}" for x in ("weight", "bias", "running_mean", "running_var")
+    }
+    for name in ("0.weight", "0.bias", "1.running_var"):
+        assert torch.equal(state[name], before[name])
+
+
+def test_a_frozen_entry_that_differs_still_follows_the_student():
+    # As after a change of MODEL.BACKBONE.FREEZE_AT in the middle of a training.
+    student = frozen_start()
+    teacher = EMATeacher(student, momentum=0.5)
+    for _ in range(3):
+        teacher.update(student)
+    state = {k: v + 1 if k == "0.weight" else v for k, v in student.state_dict().items()}
+    teacher.model.load_state_dict(state)
+    teacher.load_state_dict({"num_updates": 9})
+    for _ in range(2):
+        teacher.update(student)
+    difference = teacher.model[0].weight - student[0].weight
+    torch.testing.assert_close(difference, torch.full_like(difference, 0.25))

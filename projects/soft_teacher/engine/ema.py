@@ -1,8 +1,10 @@
 """The teacher: an exponential moving average of the student (section 3.1)."""
 
 import copy
+from collections.abc import Collection
 
 import torch
+from detectron2.layers import FrozenBatchNorm2d
 from torch import Tensor, nn
 
 
@@ -23,15 +25,32 @@ def ema_momentum(num_updates: int, momentum: float) -> float:
 
 
 @torch.no_grad()
-def update_average(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
+def settled_entries(teacher: nn.Module, student: nn.Module) -> set[str]:
+    """Names of the entries that training leaves alone and that are equal in both models.
+
+    These are frozen parameters and all that belongs to frozen batch norms.
+    """
+    frozen = {name for name, x in student.named_parameters() if not x.requires_grad}
+    for name, module in student.named_modules():
+        if isinstance(module, FrozenBatchNorm2d):
+            frozen.update(f"{name}.{key}" for key in module.state_dict())
+    state = teacher.state_dict()
+    return {k for k, x in student.state_dict().items() if k in frozen and torch.equal(x, state[k])}
+
+
+@torch.no_grad()
+def update_average(
+    teacher: nn.Module, student: nn.Module, momentum: float, settled: Collection[str] = ()
+) -> None:
     """teacher = momentum * teacher + (1 - momentum) * student, entry by entry of the state.
 
     Parameters and floating-point buffers (running statistics) are averaged; integer buffers
-    (counters, index tables) are copied. Frozen entries are equal in both and stay so.
+    (counters, index tables) are copied.
 
     Args:
         teacher, student: models with the same state; the student without its DDP wrapper.
         momentum: share of the teacher that is kept; 0 copies the student exactly.
+        settled: entries to pass over, see :func:`settled_entries`.
     """
     averages: list[Tensor] = []
     sources: list[Tensor] = []
@@ -39,6 +58,8 @@ def update_average(teacher: nn.Module, student: nn.Module, momentum: float) -> N
     teacher_state = teacher.state_dict()
     assert teacher_state.keys() == student_state.keys(), "teacher and student differ in keys"
     for name, value in teacher_state.items():
+        if name in settled:
+            continue
         source = student_state[name]
         if value.is_floating_point() and momentum > 0:
             averages.append(value)
@@ -67,6 +88,7 @@ class EMATeacher:
         self.model = build_teacher(student)
         self.momentum = momentum
         self.num_updates = 0
+        self._settled: set[str] | None = None
 
     @property
     def current_momentum(self) -> float:
@@ -77,11 +99,14 @@ class EMATeacher:
         """Make the teacher a copy of the student, as at the start of training."""
         update_average(self.model, student, momentum=0.0)
         self.num_updates = 0
+        self._settled = None
 
     def update(self, student: nn.Module) -> None:
         """Fold the student's current weights into the teacher."""
         assert not self.model.training, "The teacher must stay in eval mode."
-        update_average(self.model, student, self.current_momentum)
+        if self._settled is None:
+            self._settled = settled_entries(self.model, student)
+        update_average(self.model, student, self.current_momentum, self._settled)
         self.num_updates += 1
 
     def state_dict(self) -> dict[str, int]:
@@ -89,3 +114,4 @@ class EMATeacher:
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         self.num_updates = state["num_updates"]
+        self._settled = None
