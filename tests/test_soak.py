@@ -20,8 +20,9 @@ from tiny_training import NARROW, assert_same, checkpoint, write_config
 
 ROOT = Path(__file__).resolve().parents[1]
 # Bytes a step, once the histories of logged scalars are full: 180 MB in the 180,000 steps of the
-# longest schedule. In fewer steps than SPAN the allocator's comings and goings (1 MB, though freed
-# memory is given back) hide such a slope; there the number of tensors tells of a leak.
+# longest schedule. The allocator's comings and goings (2 MB, though freed memory is given back) make
+# slopes of up to 1,300 over 1,800 steps, either way, so two standard errors are left to chance. In
+# fewer steps than SPAN they hide such a slope; there the number of tensors tells of a leak.
 SLOPE = 1024
 SPAN = 1500
 
@@ -65,7 +66,8 @@ def assert_steady(measured: list[dict], name: str) -> None:
     *during, end = measured
     late = [x for x in during if x["step"] > HISTORY_LENGTH]
     if late and late[-1]["step"] - late[0]["step"] >= SPAN:
-        assert memory_slope(late, name) < SLOPE
+        slope, error = memory_slope(late, name)
+        assert slope - 2 * error < SLOPE
     speeds = [
         (b["step"] - a["step"]) / (b["seconds"] - a["seconds"])
         for a, b in itertools.pairwise(during)
@@ -82,12 +84,24 @@ def assert_steady(measured: list[dict], name: str) -> None:
     assert end["children"] == 0
 
 
-def memory_slope(measured: list[dict], name: str) -> float:
-    """Bytes a step, by the straight line of least squares."""
+def memory_slope(measured: list[dict], name: str) -> tuple[float, float]:
+    """Bytes a step, by the straight line of least squares, and the standard error of that."""
     steps, memory = ([x[key] for x in measured] for key in ("step", "memory"))
-    slope = np.polyfit(steps, memory, 1)[0]
+    line, covariance = np.polyfit(steps, memory, 1, cov=True)
+    slope, error = line[0], covariance[0, 0] ** 0.5
     print(
-        f"{name}: {slope:.0f} bytes a step in steps {steps[0]} to {steps[-1]} (limit {SLOPE}), "
-        f"{memory[-1] / 2**20:.0f} MiB"
+        f"{name}: {slope:.0f} bytes a step, standard error {error:.0f}, in steps {steps[0]} to "
+        f"{steps[-1]} (limit {SLOPE}), {memory[-1] / 2**20:.0f} MiB"
     )
-    return slope
+    return slope, error
+
+
+def test_a_leak_would_show_in_the_slope():
+    random = np.random.default_rng(0)
+    steps = range(1200, 3001, 300)
+
+    def measured(leak: float) -> list[dict]:
+        return [{"step": x, "memory": 4.6e8 + leak * x + random.normal(scale=5e5)} for x in steps]
+
+    slopes = {leak: memory_slope(measured(leak), str(leak)) for leak in (0, 4096)}
+    assert slopes[0][0] - 2 * slopes[0][1] < SLOPE < slopes[4096][0] - 2 * slopes[4096][1]
