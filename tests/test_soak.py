@@ -20,9 +20,9 @@ from tiny_training import NARROW, assert_same, checkpoint, write_config
 
 ROOT = Path(__file__).resolve().parents[1]
 # Bytes a step, once the histories of logged scalars are full: 180 MB in the 180,000 steps of the
-# longest schedule. The allocator's comings and goings (2 MB, though freed memory is given back) make
-# slopes of up to 1,300 over 1,800 steps, either way, so two standard errors are left to chance. In
-# fewer steps than SPAN they hide such a slope; there the number of tensors tells of a leak.
+# longest schedule. What the allocator takes and gives back (2 MB) makes slopes of up to 1,300 over
+# 1,800 steps, either way, so two standard errors are left to chance. In fewer steps than SPAN it
+# hides such a slope; there the number of tensors tells of a leak.
 SLOPE = 1024
 SPAN = 1500
 
