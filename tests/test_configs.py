@@ -21,7 +21,7 @@ ALL = sorted(str(path.relative_to(CONFIGS)) for path in FILES)
 RECIPES = [name for name in ALL if not Path(name).name.startswith("Base-")]
 COCO = [name for name in RECIPES if name.startswith("coco/")]
 # The second bases of recipes, which say nothing of what a model needs beside their own part.
-PARTS = ["coco/Base-Swin-T.yaml"]
+PARTS = ["coco/Base-HTC-Plus-Plus-Swin-L.yaml", "coco/Base-Swin-T.yaml"]
 
 # Labeled and unlabeled images a step, learning rate, iterations, the first decay, alpha.
 PARTIAL = (8, 32, 0.01, 180_000, (120_000, 160_000), 4.0)
@@ -60,6 +60,15 @@ OFFICIAL |= {
 }
 # Those of R_50 but for the backbone and its optimizer.
 SWIN = ["supervised_swin_T_FPN_10pct", "soft_teacher_swin_T_FPN_10pct"]
+# Those of R_50 but for the heads.
+HTC = ["supervised_htc_R_50_FPN_10pct", "soft_teacher_htc_R_50_FPN_10pct"]
+# A schedule of its own: the paper states none.
+HTC_PLUS_PLUS = [
+    f"{system}_htc_plus_plus_swin_L{start}_FPN_full_270k{test}"
+    for system in ("supervised", "soft_teacher")
+    for start in ("", "_objects365")
+    for test in ("", "_multi_scale")
+]
 # Those of R_50 but for the detector, its thresholds and its learning rate.
 ONE_STAGE = [
     f"{system}_{detector}_R_50_FPN_10pct"
@@ -102,7 +111,9 @@ def test_every_recipe_writes_to_its_own_folder():
 
 
 def test_every_coco_recipe_is_compared_with_the_official_numbers():
-    assert sorted([*OFFICIAL, *SWIN, *ONE_STAGE]) == sorted(Path(name).stem for name in COCO)
+    assert sorted([*OFFICIAL, *SWIN, *HTC, *HTC_PLUS_PLUS, *ONE_STAGE]) == sorted(
+        Path(name).stem for name in COCO
+    )
 
 
 @pytest.mark.parametrize("name", OFFICIAL)
@@ -148,9 +159,9 @@ SYSTEMS = {
 def test_recipes_have_the_switches_of_the_system_that_they_are_named_after(name):
     st = load(name).SOFT_TEACHER
     switches = (st.EMA.ENABLED, st.BACKGROUND.RELIABILITY, st.JITTER.ENABLED)
-    system = re.split("_swin|_mask|_cascade|_retinanet|_fcos|_R_50|_R_101|_lite0", Path(name).stem)[
-        0
-    ]
+    system = re.split(
+        "_swin|_htc|_mask|_cascade|_retinanet|_fcos|_R_50|_R_101|_lite0", Path(name).stem
+    )[0]
     assert (*switches, bool(st.PSEUDO_LABELS.FILES)) == SYSTEMS[system]
     if not is_one_stage(name):
         assert (st.PSEUDO_LABELS.RPN_SCORE, st.PSEUDO_LABELS.CLS_SCORE) == (0.9, 0.9)
@@ -195,6 +206,65 @@ def test_swin_recipes_are_those_of_r50_with_the_rules_of_swins_authors(name):
     assert other.OUTPUT_DIR != cfg.OUTPUT_DIR
     other.OUTPUT_DIR = cfg.OUTPUT_DIR
     assert other == cfg
+
+
+@pytest.mark.parametrize("name", HTC)
+def test_htc_recipes_are_those_of_faster_r_cnn_with_the_heads_of_mmdetections_htc(name):
+    cfg, other = load(f"coco/{name}.yaml"), load(f"coco/{name.replace('htc_', '')}.yaml")
+    model = cfg.MODEL
+    assert model.ROI_HEADS.NAME == "SoftTeacherHTCROIHeads" and model.MASK_ON
+    assert (model.ROI_HEADS.SCORE_THRESH_TEST, model.ROI_BOX_HEAD.SMOOTH_L1_BETA) == (0.001, 1.0)
+    assert (model.RPN.PRE_NMS_TOPK_TRAIN, model.RPN.POST_NMS_TOPK_TRAIN) == (2000, 2000)
+    assert pytest.approx(1 / 9, abs=1e-7) == model.RPN.SMOOTH_L1_BETA
+    assert model.ROI_BOX_CASCADE_HEAD.IOUS == (0.5, 0.6, 0.7)
+    for stds, weights in zip(
+        [(0.1, 0.1, 0.2, 0.2), (0.05, 0.05, 0.1, 0.1), (0.033, 0.033, 0.067, 0.067)],
+        model.ROI_BOX_CASCADE_HEAD.BBOX_REG_WEIGHTS,
+        strict=True,
+    ):
+        assert weights == pytest.approx([1 / x for x in stds])
+    htc = model.ROI_HTC
+    assert (htc.INTERLEAVED, htc.MASK_INFO_FLOW, htc.SCORE_AVERAGE) == (True, True, "logits")
+    assert htc.STAGE_LOSS_WEIGHTS == (1.0, 0.5, 0.25) and not htc.SEMANTIC_ON
+    for key in ("ROI_HEADS", "ROI_BOX_HEAD", "ROI_BOX_CASCADE_HEAD", "ROI_MASK_HEAD", "RPN"):
+        other.MODEL[key] = model[key]
+    other.MODEL.MASK_ON, other.OUTPUT_DIR = True, cfg.OUTPUT_DIR
+    other.SOFT_TEACHER.PSEUDO_LABELS.REG_VARIANCE = 0.003 if "soft" in name else 0.02
+    assert other == cfg
+
+
+# From table 1: box and mask AP by training and test.
+PUBLISHED = {
+    ("supervised", "", ""): (57.1, 49.6),
+    ("supervised", "", "_multi_scale"): (58.2, 50.5),
+    ("soft_teacher", "", ""): (59.1, 51.0),
+    ("soft_teacher", "", "_multi_scale"): (59.9, 51.9),
+    ("soft_teacher", "_objects365", ""): (60.1, 51.9),
+    ("soft_teacher", "_objects365", "_multi_scale"): (60.7, 52.5),
+}
+
+
+@pytest.mark.parametrize("name", HTC_PLUS_PLUS)
+def test_htc_plus_plus_recipes_hold_what_is_published_of_it(name):
+    cfg = load(f"coco/{name}.yaml")
+    model, solver, swin = cfg.MODEL, cfg.SOLVER, cfg.MODEL.SWIN
+    assert (swin.EMBED_DIM, swin.DEPTHS, swin.NUM_HEADS) == (192, (2, 2, 18, 2), (6, 12, 24, 48))
+    assert swin.GLOBAL_ATTENTION.ENABLED and model.ROI_HEADS.SOFT_NMS.ENABLED and model.MASK_ON
+    assert (cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN) == ((400, 1400), 1600)
+    assert (cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING, cfg.INPUT.FORMAT) == ("range", "RGB")
+    assert (solver.OPTIMIZER, solver.BASE_LR, solver.WEIGHT_DECAY) == ("ADAMW", 1e-4, 0.05)
+    assert (solver.IMS_PER_BATCH, solver.WEIGHT_DECAY_NORM) == (16, 0.0)
+    assert cfg.DATASETS.TRAIN == ("coco_2017_train",)
+    system, start, test = re.fullmatch(
+        "(.*)_htc_plus_plus_swin_L(_objects365)?_FPN_full_270k(_multi_scale)?", name
+    ).groups(default="")
+    assert cfg.TEST.AUG.ENABLED == (test != "")
+    # Either the whole detector or its backbone has weights of its own.
+    assert bool(model.WEIGHTS) == (start != "") == (not swin.WEIGHTS)
+    first_line = (CONFIGS / f"coco/{name}.yaml").read_text().splitlines()[0]
+    box, mask = PUBLISHED.get((system, start, test), (None, None))
+    says = f"AP {box}, mask AP {mask} (paper)." if box else "The paper has no supervised number"
+    assert says in first_line
 
 
 def is_one_stage(name: str) -> bool:

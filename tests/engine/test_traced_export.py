@@ -31,6 +31,13 @@ FAMILIES = {
         "MODEL__ROI_HEADS__NAME": "SoftTeacherCascadeROIHeads",
         "MODEL__ROI_BOX_HEAD__CLS_AGNOSTIC_BBOX_REG": True,
     },
+    "htc": {
+        **RCNN,
+        "MODEL__MASK_ON": True,
+        "MODEL__ROI_HEADS__NAME": "SoftTeacherHTCROIHeads",
+        "MODEL__ROI_BOX_HEAD__CLS_AGNOSTIC_BBOX_REG": True,
+        "MODEL__ROI_HTC__SEMANTIC_ON": True,
+    },
     "retinanet": {**NARROW, **DETECTORS["retinanet"], "INPUT__MIN_SIZE_TEST": 64},
     "fcos": {**NARROW, **DETECTORS["fcos"], "INPUT__MIN_SIZE_TEST": 64},
 }

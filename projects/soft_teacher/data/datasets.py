@@ -29,6 +29,7 @@ from soft_teacher.data.registry import (
     register_custom_datasets,
     resolve_dataset_names,
 )
+from soft_teacher.data.semantic_maps import name_semantic_maps
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +78,8 @@ def labeled_records(cfg: CfgNode) -> list[Record]:
 
     Raises:
         ValueError: there is nothing to learn from, an image is missing, the number of classes is
-            not that of the model, or the model has masks and an object has none.
+            not that of the model, the model has masks and an object has none, or it has a semantic
+            branch and an image has no map for it.
     """
     register_custom_datasets(cfg)
     names, _ = resolve_dataset_names(cfg)
@@ -97,6 +99,7 @@ def labeled_records(cfg: CfgNode) -> list[Record]:
     check_num_classes(cfg, classes, names[0])
     if cfg.MODEL.MASK_ON:
         check_masks(records, f"The labeled sets {', '.join(names)}", cfg.INPUT.MASK_FORMAT)
+    name_semantic_maps(records, cfg)
     check_images_exist(records, f"The labeled sets {', '.join(names)}")
     print_instances_class_histogram(records, classes)
     _warn_of_unseen_classes(records, classes)

@@ -19,8 +19,8 @@ STOCK_NAMES = {
     "SoftTeacherROIHeads": "StandardROIHeads",
     "SoftTeacherCascadeROIHeads": "CascadeROIHeads",
 }
-# Architectures and backbones that Detectron2's YAML does not know -> the section of MODEL that
-# describes them, "" for one that has none.
+# Architectures, backbones and heads that Detectron2's YAML does not know -> the section of MODEL
+# that describes them, "" for one that has none.
 OWN_PARTS = {
     "build_timm_fpn_backbone": "TIMM",
     "build_timm_p6p7_fpn_backbone": "TIMM",
@@ -28,6 +28,7 @@ OWN_PARTS = {
     "build_swin_fpn_backbone": "SWIN",
     "build_swin_p6p7_fpn_backbone": "SWIN",
     "SoftTeacherFCOS": "FCOS",
+    "SoftTeacherHTCROIHeads": "ROI_HTC",
 }
 
 
@@ -106,7 +107,7 @@ def plain_config(cfg: CfgNode) -> CfgNode:
 
 
 def needs_this_project(cfg: CfgNode) -> bool:
-    """Whether even inference needs this package, for its backbone or for FCOS.
+    """Whether even inference needs this package, for its backbone, for FCOS or for HTC.
 
     A program then has to `import soft_teacher.modeling` and to call `add_soft_teacher_config`.
     """
@@ -114,7 +115,9 @@ def needs_this_project(cfg: CfgNode) -> bool:
 
 
 def _own_parts(cfg: CfgNode) -> list[str]:
-    return [x for x in (cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.BACKBONE.NAME) if x in OWN_PARTS]
+    model = cfg.MODEL
+    names = (model.META_ARCHITECTURE, model.BACKBONE.NAME, model.ROI_HEADS.NAME)
+    return [x for x in names if x in OWN_PARTS]
 
 
 def _stock_name(name: str) -> str:

@@ -8,6 +8,7 @@ from soft_teacher.modeling.roi_heads_cascade import (
     SoftTeacherCascadeMixin,
     SoftTeacherCascadeROIHeads,
 )
+from soft_teacher.modeling.roi_heads_htc import SoftTeacherHTCROIHeads
 from soft_teacher.modeling.soft_fcos import SoftTeacherFCOS
 from soft_teacher.modeling.soft_retinanet import SoftTeacherRetinaNet
 
@@ -16,6 +17,7 @@ __all__ = [
     "SoftTeacherCascadeMixin",
     "SoftTeacherCascadeROIHeads",
     "SoftTeacherFCOS",
+    "SoftTeacherHTCROIHeads",
     "SoftTeacherRCNN",
     "SoftTeacherROIHeads",
     "SoftTeacherROIMixin",

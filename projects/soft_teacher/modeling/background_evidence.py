@@ -8,6 +8,7 @@ from detectron2.structures import Boxes, pairwise_iou
 from torch import Tensor
 
 from soft_teacher.modeling.guidance import GuidanceInView
+from soft_teacher.modeling.masked_rows import rows_where
 
 
 @torch.no_grad()
@@ -52,11 +53,14 @@ def gather_evidence(
 def _teacher_scores(
     boxes: list[Tensor], is_background: list[Tensor], guidance: GuidanceInView, stage: int | None
 ) -> Tensor:
-    background = [x[mask] for x, mask in zip(boxes, is_background, strict=True)]
-    asked = torch.cat(guidance.background_scores(background, stage))
-    scores = asked.new_ones(sum(map(len, boxes)))
-    scores[torch.cat(is_background)] = asked
-    return scores
+    all_rows = rows_where(is_background)
+    background = [x[rows] for x, rows in zip(boxes, all_rows, strict=True)]
+    asked = guidance.background_scores(background, stage)
+    scores = [
+        found.new_ones(len(x)).index_copy(0, rows, found)
+        for x, rows, found in zip(boxes, all_rows, asked, strict=True)
+    ]
+    return torch.cat(scores)
 
 
 def largest_iou(boxes: Tensor, others: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ Shape shorthand: N images, F foreground RoIs of all images, K classes, M x M cel
 masks get from the teacher's view into RoIs of the student's is said in `pseudo_masks`.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,8 @@ from detectron2.structures import Boxes
 from torch import Tensor
 
 from soft_teacher.modeling.guidance import GuidanceInView, check_choice
-from soft_teacher.modeling.roi_sampling import Match
+from soft_teacher.modeling.masked_rows import rows_where
+from soft_teacher.modeling.roi_sampling import Match, foreground
 
 MASK_TARGETS = ("hard", "soft")
 
@@ -57,7 +58,10 @@ class MaskRules:
 
 
 class PseudoMaskMixin:
-    """Adds to a Detectron2 RoI head with one mask head the mask loss on unlabeled images."""
+    """Adds to a Detectron2 RoI head the mask loss on unlabeled images.
+
+    It knows one mask head. A head with several says so by :meth:`_predict_masks` and `stage`.
+    """
 
     mask_rules: MaskRules
 
@@ -70,8 +74,11 @@ class PseudoMaskMixin:
                 "MODEL.MASK_ON to False."
             )
 
-    def _predict_masks(self, features: dict[str, Tensor], boxes: list[Tensor]) -> Tensor:
+    def _predict_masks(
+        self, features: dict[str, Tensor], boxes: list[Tensor], stage: int | None = None
+    ) -> Tensor:
         """Mask logits (F, K, M, M), or (F, 1, M, M) if agnostic, of boxes in N images."""
+        assert stage is None, stage
         # In float, as for boxes: half precision would move the RoIs against their targets.
         levels = [features[f].float() for f in self.mask_in_features]
         return self.mask_head.layers(self.mask_pooler(levels, [Boxes(x) for x in boxes])).float()
@@ -82,6 +89,7 @@ class PseudoMaskMixin:
         pools: list[Tensor],
         matches: list[Match],
         guidance: GuidanceInView,
+        stage: int | None = None,
     ) -> dict[str, Tensor]:
         """The mask loss of the foreground RoIs whose pseudo boxes teach masks.
 
@@ -90,34 +98,33 @@ class PseudoMaskMixin:
             pools: N tensors (P_i, 4), xyxy, candidate RoIs.
             matches: N samples of them, drawn against G_cls.
             guidance: bound to the strong views; its normalizers are filled in.
+            stage: which of several mask heads learns; None if there is one.
 
         Returns:
-            "loss_mask", 0-d; nothing if the head has no masks.
+            "loss_mask", with "_stage" and its number behind it if there is one, 0-d; nothing if
+            the head has no masks.
         """
         if not self.mask_on:
             return {}
-        chosen = [
-            teaching(match.foreground(self.num_classes), mask)
-            for match, mask in zip(matches, guidance.teaches_mask, strict=True)
-        ]
+        chosen = teaching(foreground(matches, self.num_classes), guidance.teaches_mask)
         boxes = [pool[match.rows] for pool, match in zip(pools, chosen, strict=True)]
         classes = torch.cat([match.classes for match in chosen])
-        logits = logits_of_classes(self._predict_masks(features, boxes), classes)
+        logits = logits_of_classes(self._predict_masks(features, boxes, stage), classes)
         probabilities, known = guidance.masks_in(
             boxes, [match.target for match in chosen], logits.shape[-1]
         )
-        note_agreement(logits, probabilities >= self.mask_rules.threshold, known, guidance)
-        guidance.normalizers["loss_mask"] = logits.new_full((), len(logits))
+        suffix = "" if stage is None else f"_stage{stage}"
+        note_agreement(logits, probabilities >= self.mask_rules.threshold, known, guidance, suffix)
+        guidance.normalizers[f"loss_mask{suffix}"] = logits.new_full((), len(logits))
         loss = mask_loss(logits, self.mask_rules.targets(probabilities), known)
-        return {"loss_mask": loss * self.mask_rules.loss_weight * self.mask_head.loss_weight}
+        head = self.mask_head if stage is None else self.mask_head[stage]
+        return {f"loss_mask{suffix}": loss * self.mask_rules.loss_weight * head.loss_weight}
 
 
-def teaching(match: Match, teaches: Tensor) -> Match:
-    """The part of a foreground sample whose pseudo boxes are chosen by a mask (R,) over them."""
-    rows = teaches[match.target].nonzero().squeeze(1)
-    return replace(
-        match, rows=match.rows[rows], classes=match.classes[rows], target=match.target[rows]
-    )
+def teaching(matches: list[Match], teaches: list[Tensor]) -> list[Match]:
+    """The parts of foreground samples whose pseudo boxes are chosen by masks (R,) over them."""
+    rows = rows_where([x[m.target] for x, m in zip(teaches, matches, strict=True)])
+    return [match.part(x) for match, x in zip(matches, rows, strict=True)]
 
 
 def logits_of_classes(logits: Tensor, classes: Tensor) -> Tensor:
@@ -148,12 +155,16 @@ def mask_loss(logits: Tensor, targets: Tensor, known: Tensor) -> Tensor:
 
 @torch.no_grad()
 def note_agreement(
-    logits: Tensor, foreground: Tensor, known: Tensor, guidance: GuidanceInView
+    logits: Tensor,
+    foreground: Tensor,
+    known: Tensor,
+    guidance: GuidanceInView,
+    suffix: str = "",
 ) -> None:
     """Leave for the log in how many known cells student and teacher agree, and how few are known.
 
     Without a RoI both are NaN, which the log leaves out.
     """
     agree = ((logits > 0) == foreground) & known
-    guidance.note("pseudo_mask_agreement", agree.sum() / known.sum())
-    guidance.note("pseudo_mask_unknown", 1 - known.float().mean())
+    guidance.note(f"pseudo_mask_agreement{suffix}", agree.sum() / known.sum())
+    guidance.note(f"pseudo_mask_unknown{suffix}", 1 - known.float().mean())

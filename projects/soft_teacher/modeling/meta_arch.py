@@ -1,17 +1,20 @@
 """A Faster R-CNN that can be either of Soft Teacher's two models."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN
+from detectron2.structures import ImageList
 from detectron2.utils.events import get_event_storage
 from torch import Tensor
 
 from soft_teacher.modeling import pseudo_labels
 from soft_teacher.modeling.fixed_labels import fixed_guidance, labels_are_fixed
 from soft_teacher.modeling.guidance import Guidance, GuidanceInView, PseudoLabelRules
+from soft_teacher.modeling.semantic_labels import with_labels
+from soft_teacher.modeling.soft_nms import SoftNms, SoftNmsMixin, suppressing_by
 
 
 @contextmanager
@@ -41,6 +44,8 @@ class SoftTeacherRCNN(GeneralizedRCNN):
         unsup_loss_weight: float,
         rules: PseudoLabelRules,
         fixed_labels: bool = False,
+        soft_nms: SoftNms | None = None,
+        soft_nms_labels: bool = False,
         **kwargs,
     ):
         """
@@ -48,11 +53,20 @@ class SoftTeacherRCNN(GeneralizedRCNN):
             unsup_loss_weight: alpha of eq. 1.
             rules: which detections teach what.
             fixed_labels: whether the views carry pseudo labels, which then are the guidance.
+            soft_nms: takes the place of NMS in inference; None leaves it.
+            soft_nms_labels: whether it does so for pseudo labels too.
         """
         super().__init__(**kwargs)
         self.unsup_loss_weight = unsup_loss_weight
         self.rules = rules
         self.fixed_labels = fixed_labels
+        self.soft_nms = soft_nms
+        self.soft_nms_labels = soft_nms_labels
+        if soft_nms is not None and not isinstance(self.roi_heads, SoftNmsMixin):
+            raise ValueError(
+                f"MODEL.ROI_HEADS.SOFT_NMS.ENABLED is True, but {type(self.roi_heads).__name__} "
+                "cannot do soft-NMS; choose one of this project's heads by MODEL.ROI_HEADS.NAME."
+            )
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
@@ -61,6 +75,8 @@ class SoftTeacherRCNN(GeneralizedRCNN):
             "unsup_loss_weight": cfg.SOFT_TEACHER.UNSUP_LOSS_WEIGHT,
             "rules": PseudoLabelRules.from_config(cfg),
             "fixed_labels": labels_are_fixed(cfg),
+            "soft_nms": SoftNms.from_config(cfg),
+            "soft_nms_labels": cfg.MODEL.ROI_HEADS.SOFT_NMS.PSEUDO_LABELS,
         }
 
     @torch.no_grad()
@@ -79,7 +95,8 @@ class SoftTeacherRCNN(GeneralizedRCNN):
         images = self.preprocess_image(weak)
         features = self.backbone(images.tensor)
         proposals, _ = self.proposal_generator(images, features, None)
-        detections, _ = self.roi_heads(images, features, proposals, None)
+        with self._suppression(self.soft_nms_labels):
+            detections, _ = self.roi_heads(images, features, proposals, None)
 
         def judge(score_boxes, refine_boxes, refine_classes, **stage):
             return self.roi_heads.score_and_refine(
@@ -87,6 +104,22 @@ class SoftTeacherRCNN(GeneralizedRCNN):
             )
 
         return Guidance(detections, [x["matrix"] for x in weak], judge, self.rules)
+
+    def preprocess_image(self, batched_inputs: list[dict]) -> ImageList:
+        """Detectron2's; maps of semantic labels go with the images, if there are any."""
+        images = super().preprocess_image(batched_inputs)
+        return with_labels(images, batched_inputs, self.backbone, self.device)
+
+    def inference(self, *args, **kwargs) -> list:
+        """Detectron2's, with soft-NMS if the config says so."""
+        with self._suppression(True):
+            return super().inference(*args, **kwargs)
+
+    def _suppression(self, soft: bool) -> AbstractContextManager:
+        """Soft-NMS, if there is one and it is wanted, inside of a `with` statement."""
+        if self.soft_nms is None or not soft:
+            return nullcontext()
+        return suppressing_by(self.roi_heads, self.soft_nms)
 
     def forward(
         self,

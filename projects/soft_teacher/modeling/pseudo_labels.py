@@ -8,6 +8,7 @@ import torch
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
+from soft_teacher.modeling.masked_rows import rows_where
 from soft_teacher.modeling.view_geometry import project_boxes
 
 
@@ -45,9 +46,9 @@ def has_area(targets: Instances) -> Tensor:
     return targets.gt_boxes.nonempty()
 
 
-def select(targets: list[Instances], masks: list[Tensor]) -> list[Instances]:
-    """Keep in each image the targets that its mask (R,) names."""
-    return [t[m] for t, m in zip(targets, masks, strict=True)]
+def select(instances: list[Instances], masks: list[Tensor]) -> list[Instances]:
+    """Keep in each image the pseudo labels or targets that its mask (R,) names."""
+    return [x[rows] for x, rows in zip(instances, rows_where(masks), strict=True)]
 
 
 def count_per_image(masks: list[Tensor]) -> Tensor:

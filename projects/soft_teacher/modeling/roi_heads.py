@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import ROI_HEADS_REGISTRY, StandardROIHeads
+from detectron2.modeling.matcher import Matcher
 from detectron2.modeling.roi_heads import FastRCNNOutputLayers
 from detectron2.structures import Boxes, Instances, pairwise_iou
 from torch import Tensor
@@ -18,12 +19,20 @@ from soft_teacher.modeling.background_evidence import gather_evidence
 from soft_teacher.modeling.background_weighting import CLS_NORMALIZERS, REG_NORMALIZERS
 from soft_teacher.modeling.guidance import GuidanceInView, check_choice
 from soft_teacher.modeling.mask_losses import MaskRules, PseudoMaskMixin
+from soft_teacher.modeling.masked_rows import rows_where
 from soft_teacher.modeling.reliability import INDICATORS
 from soft_teacher.modeling.roi_losses import RoILosses, unlabeled_roi_losses
-from soft_teacher.modeling.roi_sampling import Match, UnlabeledSample, join_matches
+from soft_teacher.modeling.roi_sampling import (
+    Match,
+    UnlabeledSample,
+    foreground,
+    join_matches,
+)
+from soft_teacher.modeling.soft_nms import SoftNmsMixin
+from soft_teacher.modeling.view_geometry import clip_boxes
 
 
-class SoftTeacherROIMixin(PseudoMaskMixin):
+class SoftTeacherROIMixin(SoftNmsMixin, PseudoMaskMixin):
     """Adds to a Detectron2 RoI head what Soft Teacher asks of it.
 
     As a teacher: :meth:`score_and_refine` given boxes. As a student: the losses on unlabeled
@@ -131,7 +140,10 @@ class SoftTeacherROIMixin(PseudoMaskMixin):
             "loss_cls" and "loss_box_reg", of a cascade for each stage, and "loss_mask" if the head
             has masks; 0-d.
         """
-        pools = [self._pool(p, t) for p, t in zip(proposals, guidance.targets, strict=True)]
+        pools = [
+            self._pool(p.proposal_boxes.tensor, t)
+            for p, t in zip(proposals, guidance.targets, strict=True)
+        ]
         cls_matches = self._match(pools, guidance.targets, guidance.teaches_cls)
         evidence = gather_evidence(
             self._indicator_needs,
@@ -142,40 +154,48 @@ class SoftTeacherROIMixin(PseudoMaskMixin):
             self.first_stage,
         )
         reg_matches = self._match(pools, guidance.targets, guidance.teaches_reg)
-        samples = [
-            join_matches(pool, cls, reg.foreground(self.num_classes), targets.gt_boxes.tensor)
-            for pool, cls, reg, targets in zip(
-                pools, cls_matches, reg_matches, guidance.targets, strict=True
-            )
-        ]
+        samples = join_matches(
+            pools, cls_matches, foreground(reg_matches, self.num_classes), guidance.targets
+        )
         guidance.note_pseudo_labels()
         losses = self._losses_on_samples(features, samples, evidence, guidance)
         losses.update(self.unlabeled_mask_losses(features, pools, cls_matches, guidance))
         return losses
 
-    def _pool(self, proposals: Instances, targets: Instances) -> Tensor:
-        """Candidate RoIs (P, 4) of an image: proposals, and pseudo boxes if the head wants."""
-        boxes = proposals.proposal_boxes.tensor
+    def _pool(self, boxes: Tensor, targets: Instances) -> Tensor:
+        """Candidate RoIs (P, 4) of an image: given ones, and pseudo boxes if the head wants."""
         if not self.proposal_append_gt:
             return boxes
         return torch.cat([boxes, targets.gt_boxes.tensor])
 
     @torch.no_grad()
     def _match(
-        self, pools: list[Tensor], targets: list[Instances], chosen: list[Tensor]
+        self,
+        pools: list[Tensor],
+        targets: list[Instances],
+        chosen: list[Tensor],
+        matcher: Matcher | None = None,
+        candidates: list[Tensor] | None = None,
     ) -> list[Match]:
         """Match each pool with the chosen targets and sample it as Detectron2 does.
 
         Pseudo boxes that are not chosen are no candidates either: the pool of each match is
         the proposals and the pseudo boxes of that match.
+
+        Args:
+            pools: N tensors (P_i, 4), see :meth:`_pool`.
+            targets: N `Instances`, R_i pseudo boxes each.
+            chosen: N masks (R_i,).
+            matcher: of a stage; None is that of the head.
+            candidates: N masks (P_i,) of the boxes that may be sampled; None for all.
         """
+        matcher = matcher or self.proposal_matcher
         matches = []
-        for pool, target, mask in zip(pools, targets, chosen, strict=True):
-            indices = mask.nonzero().squeeze(1)
-            matched, labels = self.proposal_matcher(
-                pairwise_iou(target.gt_boxes[indices], Boxes(pool))
-            )
-            labels = labels.clone()
+        for i, (pool, target, mask, indices) in enumerate(
+            zip(pools, targets, chosen, rows_where(chosen), strict=True)
+        ):
+            matched, labels = matcher(pairwise_iou(target.gt_boxes[indices], Boxes(pool)))
+            labels = labels.clone() if candidates is None else labels.where(candidates[i], -1)
             if self.proposal_append_gt:
                 labels[len(pool) - len(target) :][~mask] = -1
             rows, classes = self._sample_with_ignored(matched, labels, target.gt_classes[indices])
@@ -283,9 +303,8 @@ class SoftTeacherROIHeads(SoftTeacherROIMixin, StandardROIHeads):
         if deltas.shape[1] > 4:
             rows = torch.arange(len(boxes), device=boxes.device)
             deltas = deltas.view(len(boxes), deltas.shape[1] // 4, 4)[rows, classes]
-        refined = Boxes(self.box_predictor.box2box_transform.apply_deltas(deltas, boxes))
-        refined.clip(image_size)
-        return refined.tensor
+        refined = self.box_predictor.box2box_transform.apply_deltas(deltas, boxes)
+        return clip_boxes(refined, image_size)
 
     def _predict_given_boxes(
         self, features: dict[str, Tensor], boxes: list[Tensor]

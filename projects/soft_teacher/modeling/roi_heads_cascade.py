@@ -5,7 +5,6 @@ background). The choices made here are defined in docs/cascade.md.
 """
 
 import torch
-import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import ROI_HEADS_REGISTRY
 from detectron2.modeling.roi_heads import CascadeROIHeads
@@ -18,6 +17,7 @@ from soft_teacher.modeling.guidance import GuidanceInView, check_choice
 from soft_teacher.modeling.mask_losses import MaskRules
 from soft_teacher.modeling.roi_heads import SoftTeacherROIMixin
 from soft_teacher.modeling.roi_sampling import UnlabeledSample
+from soft_teacher.modeling.score_average import average_scores
 
 JUDGES = ("stage", "ensemble")
 
@@ -30,9 +30,11 @@ class SoftTeacherCascadeMixin(SoftTeacherROIMixin):
 
     Attributes:
         judge: "stage" or "ensemble", see SOFT_TEACHER.CASCADE.JUDGE.
+        score_average: of `average_scores`, how stages make one score in inference.
     """
 
     judge: str
+    score_average: str = "probabilities"
 
     @staticmethod
     def cascade_args(cfg: CfgNode) -> dict[str, str]:
@@ -72,15 +74,15 @@ class SoftTeacherCascadeMixin(SoftTeacherROIMixin):
 
         Args:
             stage: the stage that scores `score_boxes`, where they are. None: all stages do, each
-                where the stage before it moved them, and the probabilities are averaged, as in
-                Detectron2's inference. `refine_boxes` always go through all stages.
+                where the stage before it moved them, and the scores are averaged as in inference.
+                `refine_boxes` always go through all stages.
         """
         assert not self.training
         nothing = [x[:0] for x in score_boxes]
         moved_with_scores = score_boxes if stage is None else nothing
         moving = _join(moved_with_scores, refine_boxes)
         refines = any(len(x) for x in refine_boxes)
-        probabilities = []
+        scored = []
         for k in range(self.num_cascade_stages):
             scores = stage in (None, k)
             if not scores and not refines:
@@ -89,7 +91,7 @@ class SoftTeacherCascadeMixin(SoftTeacherROIMixin):
             logits, deltas = self._predict_at_stage(k, features, _join(fixed, moving), image_sizes)
             num_boxes = [len(f) + len(m) for f, m in zip(fixed, moving, strict=True)]
             if scores:
-                probabilities.append(_first_probabilities(logits, num_boxes, score_boxes))
+                scored.append(_first_rows(logits, num_boxes, score_boxes))
             moving = [
                 self._move(k, m, d[len(f) :], size).tensor
                 for m, d, f, size in zip(
@@ -97,7 +99,8 @@ class SoftTeacherCascadeMixin(SoftTeacherROIMixin):
                 )
             ]
         refined = [x[len(y) :] for x, y in zip(moving, moved_with_scores, strict=True)]
-        return [sum(x) / len(x) for x in zip(*probabilities, strict=True)], refined
+        probabilities = [average_scores(x, self.score_average) for x in zip(*scored, strict=True)]
+        return probabilities, refined
 
     def _predict_at_stage(
         self,
@@ -196,13 +199,9 @@ def _join(first: list[Tensor], second: list[Tensor]) -> list[Tensor]:
     return [torch.cat(pair) for pair in zip(first, second, strict=True)]
 
 
-def _first_probabilities(
-    logits: Tensor, num_boxes: list[int], scored: list[Tensor]
-) -> list[Tensor]:
-    """Class probabilities (R_i, K+1) of the first boxes of each image, those that are scored."""
-    return [
-        F.softmax(x[: len(s)], dim=1) for x, s in zip(logits.split(num_boxes), scored, strict=True)
-    ]
+def _first_rows(logits: Tensor, num_boxes: list[int], scored: list[Tensor]) -> list[Tensor]:
+    """Class logits (R_i, K+1) of the first boxes of each image, those that are scored."""
+    return [x[: len(s)] for x, s in zip(logits.split(num_boxes), scored, strict=True)]
 
 
 def _check_finite(boxes: Tensor) -> None:

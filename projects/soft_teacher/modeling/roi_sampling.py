@@ -14,7 +14,10 @@ regression, which counts the S RoIs of the first.
 from dataclasses import dataclass
 
 import torch
+from detectron2.structures import Instances
 from torch import Tensor
+
+from soft_teacher.modeling.masked_rows import rows_where
 
 
 @dataclass
@@ -33,10 +36,15 @@ class Match:
     target: Tensor
     candidates: Tensor
 
-    def foreground(self, num_classes: int) -> "Match":
-        """The foreground part of this sample."""
-        mask = (self.classes >= 0) & (self.classes < num_classes)
-        return Match(self.rows[mask], self.classes[mask], self.target[mask], self.candidates)
+    def part(self, rows: Tensor) -> "Match":
+        """The sampled boxes of these rows."""
+        return Match(self.rows[rows], self.classes[rows], self.target[rows], self.candidates)
+
+
+def foreground(matches: list[Match], num_classes: int) -> list[Match]:
+    """The foreground part of each sample."""
+    rows = rows_where([(m.classes >= 0) & (m.classes < num_classes) for m in matches])
+    return [match.part(x) for match, x in zip(matches, rows, strict=True)]
 
 
 @dataclass
@@ -66,23 +74,53 @@ class UnlabeledSample:
 
 
 def join_matches(
-    pool: Tensor, cls_match: Match, reg_match: Match, targets: Tensor
-) -> UnlabeledSample:
+    pools: list[Tensor],
+    cls_matches: list[Match],
+    reg_matches: list[Match],
+    targets: list[Instances],
+) -> list[UnlabeledSample]:
     """Lay out the RoIs of a classification sample and of the foreground for regression.
 
     Args:
-        pool: (P, 4).
-        cls_match: sample of S boxes drawn against G_cls.
-        reg_match: F foreground boxes drawn against G_reg.
-        targets: (R, 4), pseudo boxes that `reg_match.target` points into.
+        pools: of each of N images (P, 4).
+        cls_matches: N samples of S boxes drawn against G_cls.
+        reg_matches: N times F foreground boxes drawn against G_reg.
+        targets: N `Instances` with `gt_boxes`, pseudo boxes that `reg_matches` point into.
+    """
+    rows_of = [_rows_in_sample(p, m) for p, m in zip(pools, cls_matches, strict=True)]
+    extra = rows_where([x[m.rows] < 0 for x, m in zip(rows_of, reg_matches, strict=True)])
+    return [
+        _join(pool, row_of, cls, reg, reg.rows[rows], x.gt_boxes.tensor)
+        for pool, row_of, cls, reg, rows, x in zip(
+            pools, rows_of, cls_matches, reg_matches, extra, targets, strict=True
+        )
+    ]
 
-    Returns:
-        The `UnlabeledSample`.
+
+def _rows_in_sample(pool: Tensor, match: Match) -> Tensor:
+    """Of each box of a pool its row in a sample, or -1: int64 (P,)."""
+    row_of = torch.full((pool.shape[0],), -1, dtype=torch.int64, device=pool.device)
+    row_of[match.rows] = torch.arange(match.rows.numel(), device=pool.device)
+    return row_of
+
+
+def _join(
+    pool: Tensor,
+    row_of: Tensor,
+    cls_match: Match,
+    reg_match: Match,
+    extra: Tensor,
+    targets: Tensor,
+) -> UnlabeledSample:
+    """The sample of one image, from what :func:`join_matches` takes of it.
+
+    Args:
+        pool, cls_match, reg_match: of the image.
+        row_of: from :func:`_rows_in_sample`.
+        extra: int64 (E,), boxes of the pool that regression alone learns from.
+        targets: (R, 4).
     """
     num_sampled = cls_match.rows.numel()
-    row_of = torch.full((pool.shape[0],), -1, dtype=torch.int64, device=pool.device)
-    row_of[cls_match.rows] = torch.arange(num_sampled, device=pool.device)
-    extra = reg_match.rows[row_of[reg_match.rows] < 0]
     row_of[extra] = num_sampled + torch.arange(extra.numel(), device=pool.device)
     rows = torch.cat([cls_match.rows, extra])
     return UnlabeledSample(

@@ -24,6 +24,22 @@ def view_to_view(source: np.ndarray, target: np.ndarray, device: torch.device) -
     return torch.from_numpy(matrix).to(device, torch.float32)
 
 
+def clip_boxes(boxes: Tensor, image_size: tuple[int, int]) -> Tensor:
+    """Boxes (R, 4), xyxy, inside an image of (height, width).
+
+    Detectron2's `Boxes.clip` also asserts that they are finite, for which the host has to wait.
+    """
+    height, width = image_size
+    x0, y0, x1, y1 = boxes.unbind(dim=1)
+    return torch.stack(
+        [
+            *(x0.clamp(min=0, max=width), y0.clamp(min=0, max=height)),
+            *(x1.clamp(min=0, max=width), y1.clamp(min=0, max=height)),
+        ],
+        dim=1,
+    )
+
+
 def project_boxes(boxes: Tensor, matrix: Tensor, image_size: tuple[int, int]) -> Tensor:
     """Map boxes by an affine matrix, enclose the result axis-aligned and clip it once.
 
@@ -38,9 +54,9 @@ def project_boxes(boxes: Tensor, matrix: Tensor, image_size: tuple[int, int]) ->
     Returns:
         (R, 4) xyxy in the target view, inside it.
     """
-    boxes = boxes.float()
-    x = boxes[:, [0, 2, 2, 0]]
-    y = boxes[:, [1, 1, 3, 3]]
+    x0, y0, x1, y1 = boxes.float().unbind(dim=1)
+    x = torch.stack([x0, x1, x1, x0], dim=1)
+    y = torch.stack([y0, y0, y1, y1], dim=1)
     new_x = matrix[0, 0] * x + matrix[0, 1] * y + matrix[0, 2]
     new_y = matrix[1, 0] * x + matrix[1, 1] * y + matrix[1, 2]
     height, width = image_size

@@ -62,6 +62,10 @@ def with_made_up_images(cfg: CfgNode, files: dict[str, Path]) -> CfgNode:
         [f"rehearsal_{name}", str(file), str(folder)] for name, file in files.items()
     ]
     cfg.DATASETS.TRAIN, cfg.DATASETS.UNLABELED, cfg.DATASETS.TEST = (labeled,), (unlabeled,), ()
+    if cfg.MODEL.ROI_HTC.SEMANTIC_ON:
+        blank = Image.fromarray(np.zeros((HEIGHT, WIDTH), np.uint8))
+        blank.save(folder / f"{SETS[0]}.png")
+        cfg.DATASETS.SEMANTIC_ROOT = str(folder)
     if cfg.SOFT_TEACHER.PSEUDO_LABELS.FILES:
         cfg.SOFT_TEACHER.PSEUDO_LABELS.FILES = (str(files[SETS[1]]),)
     cfg.INPUT.MIN_SIZE_TRAIN = (max(cfg.INPUT.MIN_SIZE_TRAIN),)
