@@ -30,6 +30,7 @@ from soft_teacher.engine import (
     SoftTeacherTrainer,
     count_cpus,
     evaluate_models,
+    evaluate_with_tta,
     launch_training,
     load_models,
 )
@@ -54,6 +55,9 @@ def evaluate(cfg: CfgNode, last_checkpoint: bool) -> dict:
     """Evaluate MODEL.WEIGHTS or the last checkpoint: both models if the file holds both."""
     models = load_models(cfg, last_checkpoint)
     results = evaluate_models(cfg, models)
+    if cfg.TEST.AUG.ENABLED:
+        for name, found in evaluate_with_tta(cfg, models).items():
+            results[name].update(found)
     if comm.is_main_process():
         verify_results(cfg, results[next(iter(models))])
     return results

@@ -225,3 +225,15 @@ def test_a_coco_file_needs_the_right_image_root(tool, place, tmp_path):
 def test_the_model_that_is_asked_for_must_be_there(tool, place, tmp_path):
     with pytest.raises(ValueError, match="leave --model out"):
         run(tool, place, tmp_path / "out.json", "--model", "student")
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_soft_nms_chooses_pseudo_boxes_only_if_asked(tool, place, asked):
+    folder, config = place
+    arguments = ["--config-file", config, "--weights", folder / "weights.pth", "--output", "x.json"]
+    keys = [
+        *("MODEL.ROI_HEADS.SOFT_NMS.ENABLED", True),
+        *("MODEL.ROI_HEADS.SOFT_NMS.PSEUDO_LABELS", asked),
+    ]
+    cfg, _ = tool.read_config(tool.parse_arguments([str(x) for x in (*arguments, *keys)]))
+    assert cfg.MODEL.ROI_HEADS.SOFT_NMS.ENABLED == asked

@@ -13,7 +13,8 @@ SUITES = sorted((ROOT / "configs/suites").glob("*.yaml"))
 PARTIAL = ROOT / "configs/coco/soft_teacher_R_50_FPN_10pct.yaml"
 FULL = ROOT / "configs/coco/soft_teacher_R_50_FPN_full_720k.yaml"
 ONE_REPETITION = ["--seeds", "0", "--folds", "1"]
-BASES = {"table_3": FULL, "table_4": FULL}
+HTC_PLUS_PLUS = FULL.with_name("soft_teacher_htc_plus_plus_swin_L_FPN_full_270k.yaml")
+BASES = {"table_1": HTC_PLUS_PLUS, "table_3": FULL, "table_4": FULL}
 
 
 @pytest.fixture(scope="module")

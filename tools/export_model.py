@@ -68,6 +68,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Write the file, or the files, and say how to load them."""
     args = parse_arguments(argv)
     cfg = load_config(str(args.config_file))
+    if cfg.MODEL.ROI_HEADS.SOFT_NMS.ENABLED:
+        print("What is written has Detectron2's NMS: soft-NMS stays in this project's evaluation.")
     if args.format == "weights":
         write_weights(args, cfg)
     else:

@@ -119,6 +119,8 @@ def read_config(args: argparse.Namespace) -> tuple[CfgNode, LabelingOptions]:
         threshold = cfg.SOFT_TEACHER.PSEUDO_LABELS.MIN_SCORE
     # Boxes that the model itself drops could not be kept.
     lower_score_threshold(cfg, threshold)
+    soft_nms = cfg.MODEL.ROI_HEADS.SOFT_NMS
+    soft_nms.ENABLED = soft_nms.ENABLED and soft_nms.PSEUDO_LABELS
     cfg.freeze()
     return cfg, LabelingOptions(threshold, args.batch_size, tuple(args.scales), args.flip)
 

@@ -14,6 +14,9 @@ METRICS = {
     "AP50": "bbox/AP50",
     "AP75": "bbox/AP75",
     "mask AP": "segm/AP",
+    # With TEST.AUG.ENABLED, of the same final checkpoint.
+    "multi-scale AP": "bbox_TTA/AP",
+    "multi-scale mask AP": "segm_TTA/AP",
 }
 MODELS = ("student", "teacher")
 MAIN_METRIC = "AP"

@@ -15,6 +15,7 @@ from soft_teacher.data import ImageMapper
 from soft_teacher.data.worker_signals import let_workers_outlive_stop_signals
 from soft_teacher.engine.checkpointing import SoftTeacherCheckpointer
 from soft_teacher.engine.random_state import untouched_random_state
+from soft_teacher.engine.tta import SUFFIX, RCNNWithTTA
 
 logger = logging.getLogger(__name__)
 
@@ -24,9 +25,28 @@ class _Tester(DefaultTrainer):
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> DataLoader:
-        loader = build_detection_test_loader(cfg, dataset_name, mapper=ImageMapper(cfg))
+        loader = build_detection_test_loader(cfg, dataset_name, mapper=cls.mapper(cfg))
         let_workers_outlive_stop_signals(loader)
         return loader
+
+    @staticmethod
+    def mapper(cfg: CfgNode) -> ImageMapper:
+        return ImageMapper(cfg)
+
+
+class _TesterOfViews(_Tester):
+    """Gives images as they are: test-time augmentation resizes them itself, and only once."""
+
+    @staticmethod
+    def mapper(cfg: CfgNode) -> ImageMapper:
+        return original_images(cfg)
+
+
+def original_images(cfg: CfgNode) -> ImageMapper:
+    """Reads images and leaves them in their size."""
+    return ImageMapper(
+        augmentations=[], image_format=cfg.INPUT.FORMAT, max_pixels=cfg.INPUT.MAX_PIXELS
+    )
 
 
 def evaluate_models(cfg: CfgNode, models: dict[str, nn.Module]) -> dict[str, dict]:
@@ -40,19 +60,46 @@ def evaluate_models(cfg: CfgNode, models: dict[str, nn.Module]) -> dict[str, dic
         name -> what `DefaultTrainer.test` returns, e.g. {"teacher": {"bbox": {"AP": ...}}}; on
         the first process only, empty on the others.
     """
+    return _evaluate(cfg, models, _Tester, "inference")
+
+
+def evaluate_with_tta(cfg: CfgNode, models: dict[str, nn.Module]) -> dict[str, dict]:
+    """The same with the test-time augmentation of TEST.AUG, under names of its own.
+
+    Args:
+        cfg: as above; predictions go to OUTPUT_DIR/inference_TTA/NAME/SET.
+        models: as above.
+
+    Returns:
+        As above, with "_TTA" behind the names of the results: {"teacher": {"bbox_TTA": ...}}.
+
+    Raises:
+        ValueError: a model cannot look at an image several times.
+    """
+    models = {name: RCNNWithTTA(cfg, model) for name, model in models.items()}
+    results = _evaluate(cfg, models, _TesterOfViews, f"inference{SUFFIX}")
+    return {
+        name: {f"{key}{SUFFIX}": value for key, value in found.items()}
+        for name, found in results.items()
+    }
+
+
+def _evaluate(
+    cfg: CfgNode, models: dict[str, nn.Module], tester: type[_Tester], folder: str
+) -> dict[str, dict]:
     results = {}
     for name, model in models.items():
         logger.info(f"Evaluating the {name}")
-        folder = os.path.join(cfg.OUTPUT_DIR, "inference", name)
+        place = os.path.join(cfg.OUTPUT_DIR, folder, name)
         # What Detectron2 converts from records is written anew: an older file may be of other data.
         evaluators = [
-            COCOEvaluator(d, output_dir=os.path.join(folder, d), allow_cached_coco=False)
+            COCOEvaluator(d, output_dir=os.path.join(place, d), allow_cached_coco=False)
             for d in cfg.DATASETS.TEST
         ]
         # Test loaders draw a seed from torch's generator. Training must go on as it would have
         # without the evaluation, also after a resume from a checkpoint saved just before it.
         with untouched_random_state():
-            results[name] = _Tester.test(cfg, model, evaluators)
+            results[name] = tester.test(cfg, model, evaluators)
     return results
 
 

@@ -15,7 +15,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
-from detectron2.modeling import DatasetMapperTTA, GeneralizedRCNN, GeneralizedRCNNWithTTA
+from detectron2.modeling import DatasetMapperTTA
 from detectron2.structures import Instances
 from detectron2.utils.file_io import PathManager
 from torch import nn
@@ -25,7 +25,9 @@ from soft_teacher.data import ImageMapper
 from soft_teacher.data.image_files import ImageError
 from soft_teacher.data.worker_signals import let_workers_outlive_stop_signals
 from soft_teacher.engine.atomic_file import open_atomically
+from soft_teacher.engine.evaluation import original_images
 from soft_teacher.engine.journal import Journal
+from soft_teacher.engine.tta import RCNNWithTTA
 
 Record = dict[str, Any]
 
@@ -151,22 +153,12 @@ def _detector(
     """What detects in views, and what makes views of records."""
     if not options.scales and not options.flip:
         return model, ImageMapper(cfg)
-    if not isinstance(model, GeneralizedRCNN):
-        raise ValueError(
-            f"Scales and flip work with R-CNN models, not with MODEL.META_ARCHITECTURE "
-            f"{cfg.MODEL.META_ARCHITECTURE!r}; leave them out."
-        )
     views = DatasetMapperTTA(
         min_sizes=list(options.scales) or [cfg.INPUT.MIN_SIZE_TEST],
         max_size=cfg.TEST.AUG.MAX_SIZE if options.scales else cfg.INPUT.MAX_SIZE_TEST,
         flip=options.flip,
     )
-    # It resizes by itself, and should do so once.
-    original = ImageMapper(
-        augmentations=[], image_format=cfg.INPUT.FORMAT, max_pixels=cfg.INPUT.MAX_PIXELS
-    )
-    # Views of one size, next to each other, need no padding.
-    return GeneralizedRCNNWithTTA(cfg, model, views, 2 if options.flip else 1), original
+    return RCNNWithTTA(cfg, model, views), original_images(cfg)
 
 
 @torch.no_grad()

@@ -85,6 +85,10 @@ def export_traced(
 
 
 def _load_detector(checkpoint: Path, model: str, cfg: CfgNode) -> nn.Module:
+    cfg = cfg.clone()
+    cfg.defrost()
+    # As in exported weights. A trace would hold as many turns of its loop as its example has boxes.
+    cfg.MODEL.ROI_HEADS.SOFT_NMS.ENABLED = False
     detector = build_model(cfg).eval()
     state = read_model(checkpoint, model)
     try:

@@ -11,6 +11,7 @@ from detectron2.modeling.backbone.swin import SwinTransformer, SwinTransformerBl
 from torch.utils.checkpoint import checkpoint
 from torchvision.ops import StochasticDepth
 
+from soft_teacher.modeling.backbones.global_attention import GlobalAttention
 from soft_teacher.modeling.backbones.p6p7_fpn import build_p6p7_fpn
 from soft_teacher.modeling.backbones.pyramid import LEVEL_NAMES, build_rcnn_fpn
 from soft_teacher.modeling.backbones.swin_weights import load_swin_weights
@@ -61,6 +62,8 @@ class SwinBackbone(SwinTransformer):
         out_features: Sequence[str],
         frozen_stages: int,
         use_checkpoint: bool,
+        global_attention: bool = False,
+        global_drop_path_rate: float = 0.0,
     ) -> None:
         """
         Args:
@@ -74,6 +77,8 @@ class SwinBackbone(SwinTransformer):
             out_features: levels to put out, "res2" to "res5", with the last one.
             frozen_stages: see MODEL.SWIN.FROZEN_STAGES.
             use_checkpoint: whether activations are recomputed, see :class:`CheckpointedBlock`.
+            global_attention: whether the last level goes through a :class:`GlobalAttention`.
+            global_drop_path_rate: rate of stochastic depth in it.
         """
         # Detectron2 reads rates off a tensor, which on a default device of "meta" has no values.
         with torch.device("cpu"):
@@ -97,6 +102,11 @@ class SwinBackbone(SwinTransformer):
             if use_checkpoint:
                 # A subclass without attributes of its own; Detectron2 builds the blocks itself.
                 block.__class__ = CheckpointedBlock
+        self.global_attention = None
+        if global_attention:
+            self.global_attention = GlobalAttention(
+                self.num_features[-1], num_heads[-1], global_drop_path_rate
+            )
         # Read by Backbone.output_shape() and by the base class's size_divisibility, which
         # Detectron2 leaves without its attribute.
         strides = {name: stride for stride, name in LEVEL_NAMES.items()}
@@ -115,7 +125,10 @@ class SwinBackbone(SwinTransformer):
 
     def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
         """Map normalized images N,3,H,W of any size to feature maps by level name."""
-        return dict(zip(self._out_features, super().forward(x).values(), strict=True))
+        levels = dict(zip(self._out_features, super().forward(x).values(), strict=True))
+        if self.global_attention is not None:
+            levels[STAGE_NAMES[-1]] = self.global_attention(levels[STAGE_NAMES[-1]])
+        return levels
 
 
 @BACKBONE_REGISTRY.register()
@@ -155,6 +168,8 @@ def build_swin_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> SwinBackbone:
         out_features=swin.OUT_FEATURES,
         frozen_stages=swin.FROZEN_STAGES,
         use_checkpoint=swin.USE_CHECKPOINT,
+        global_attention=swin.GLOBAL_ATTENTION.ENABLED,
+        global_drop_path_rate=swin.GLOBAL_ATTENTION.DROP_PATH_RATE,
     )
     if swin.WEIGHTS:
         load_swin_weights(net, swin.WEIGHTS)
@@ -192,7 +207,10 @@ def _check_keys(swin: CfgNode, in_chans: int) -> None:
             f"MODEL.SWIN.FROZEN_STAGES is {swin.FROZEN_STAGES}; choose -1 (none) to "
             f"{num_stages + 1} (all)."
         )
-    if not 0 <= swin.DROP_PATH_RATE < 1:
-        raise ValueError(
-            f"MODEL.SWIN.DROP_PATH_RATE is {swin.DROP_PATH_RATE}; it is a probability below 1."
-        )
+    rates = {
+        "DROP_PATH_RATE": swin.DROP_PATH_RATE,
+        "GLOBAL_ATTENTION.DROP_PATH_RATE": swin.GLOBAL_ATTENTION.DROP_PATH_RATE,
+    }
+    for key, rate in rates.items():
+        if not 0 <= rate < 1:
+            raise ValueError(f"MODEL.SWIN.{key} is {rate}; it is a probability below 1.")

@@ -27,6 +27,7 @@ TABLE = "relative_position_bias_table"
 _NOT_OF_BACKBONE = re.compile(r"(head|norm)\..*|.*\.(attn_mask|relative_position_index)")
 _DOWNSAMPLE = re.compile(r"layers\.(\d+)\.(downsample\..*)")
 _OUTPUT_NORM = re.compile(r"norm\d\..*")
+_GLOBAL_ATTENTION = "global_attention."
 
 
 def load_swin_weights(net: SwinTransformer, location: str) -> None:
@@ -35,8 +36,8 @@ def load_swin_weights(net: SwinTransformer, location: str) -> None:
     The file is one of Microsoft's ImageNet checkpoints, one of timm's for the same networks, or
     of a Detectron2 detector with this backbone, of which the backbone is taken. Names are
     converted by rule; each tensor of the network must be there, with the right shape, and none
-    that the network does not know. The norms of the levels are in detectors only; those of a
-    classifier's network start afresh.
+    that the network does not know. The norms of the levels and the global attention behind them
+    are in detectors only; with a classifier's network they start afresh.
 
     Args:
         net: changed in place.
@@ -53,6 +54,7 @@ def load_swin_weights(net: SwinTransformer, location: str) -> None:
         if not _NOT_OF_BACKBONE.fullmatch(key)
     }
     state, wanted = _settle_output_norms(state, wanted, path)
+    wanted = _settle_global_attention(state, wanted, path)
     state = {key: _fit(key, tensor, wanted.get(key)) for key, tensor in state.items()}
     differences = differences_by_name(shapes_of(state), shapes_of(wanted), "MODEL.SWIN")
     if differences:
@@ -60,7 +62,7 @@ def load_swin_weights(net: SwinTransformer, location: str) -> None:
             f"{KEY}: {path} does not fit the network that the other keys of MODEL.SWIN describe, "
             f"{len(differences)} tensors differ: " + "; ".join(differences[:3])
         )
-    # What is left out: indices that follow from the window, and norms that start afresh.
+    # What is left out: indices that follow from the window, and what starts afresh.
     net.load_state_dict(state, strict=False)
     logger.info("%s: %d tensors of the backbone are loaded", path, len(state))
 
@@ -130,3 +132,12 @@ def _settle_output_norms(state: State, wanted: State, path: Path) -> tuple[State
         logger.info("%s has no norms of feature levels: they start afresh", path)
         return state, {key: tensor for key, tensor in wanted.items() if key not in norms}
     return {k: v for k, v in state.items() if k not in in_file - norms}, wanted
+
+
+def _settle_global_attention(state: State, wanted: State, path: Path) -> State:
+    """Let the layer behind the last stage start afresh if the network has it and the file not."""
+    own = {key for key in wanted if key.startswith(_GLOBAL_ATTENTION)}
+    if own and not any(key.startswith(_GLOBAL_ATTENTION) for key in state):
+        logger.info("%s has no global attention: it starts afresh", path)
+        return {key: tensor for key, tensor in wanted.items() if key not in own}
+    return wanted
