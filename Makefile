@@ -9,8 +9,16 @@ VENV ?= .venv
 DETECTRON2 ?= pypi
 ARGS ?=
 SEEDS ?= 0 1 2
+# Processes of one thread each that share the tests out.
+JOBS ?= $(shell nproc)
 KILLS ?= 50
 SOAK_STEPS ?= 3000
+# Ways to carry a step out that make benchmark compares, each KEY=VALUE,KEY=VALUE...
+FASTER ?= MODEL.CHANNELS_LAST=True MODEL.FOLD_FROZEN_NORMS=True SOFT_TEACHER.AMP_TEACHER=True \
+	MODEL.CHANNELS_LAST=True,MODEL.FOLD_FROZEN_NORMS=True,SOFT_TEACHER.AMP_TEACHER=True \
+	--amp --amp,MODEL.CHANNELS_LAST=True,MODEL.FOLD_FROZEN_NORMS=True
+# A COCO file whose images' sizes make benchmark measures padding with.
+SIZES ?=
 
 UPSTREAM := git+https://github.com/facebookresearch/detectron2.git
 comma := ,
@@ -37,7 +45,7 @@ PIP := "$(VENV)/bin/python" -m pip --disable-pip-version-check --quiet
 PIP_FOR_310 := --only-binary=:all: --python-version 3.10 --implementation cp --abi none --platform any
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-seeds test test-kill test-soak test-slurm lint clean check-python
+.PHONY: help setup demo demo-seeds test test-kill test-soak test-slurm benchmark lint clean check-python
 
 help: ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 20
@@ -51,8 +59,8 @@ demo: $(READY) ## train on handwritten digits and compare with supervised traini
 demo-seeds: $(READY) ## the demo with several seeds, also against supervised training of equal time
 	@$(INSTALL_SECONDS) $(RUN) tools/demo.py --seeds $(SEEDS) --equal-time $(ARGS)
 
-test: $(READY) ## run the tests
-	@$(RUN) -m pytest $(ARGS)
+test: $(READY) ## run the tests, $(JOBS) files at a time
+	@OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 test-kill: $(READY) ## kill trainings at $(KILLS) moments and see that nothing is lost
 	@$(RUN) -m pytest tests/test_interruptions.py -k killed --kills $(KILLS) $(ARGS)
@@ -62,6 +70,18 @@ test-soak: $(READY) ## train $(SOAK_STEPS) tiny steps, twice, and see that nothi
 
 test-slurm: $(READY) ## train on a SLURM of two nodes on this machine (Debian or Ubuntu, root)
 	@$(RUN) tests/slurm/mini_slurm.py run env $(RUN) -m pytest tests/slurm $(ARGS)
+
+benchmark: $(READY) ## measure every figure of docs/performance.md, into output/benchmark
+	@$(RUN) tools/count_step.py --json output/benchmark/step.json
+	@$(RUN) tools/benchmark.py --memory --json output/benchmark/plain.json $(ARGS)
+	@set -e; for options in $(FASTER); do \
+		$(RUN) tools/benchmark.py --stock-as-is --steps 6 \
+			--json "output/benchmark/$$(echo $$options | tr -d -).json" $(ARGS) $$(echo "$$options" | tr ,= "  "); done
+	@$(RUN) tools/benchmark.py --memory --steps 4 --json output/benchmark/checkpointed.json \
+		$(ARGS) MODEL.BACKBONE.CHECKPOINT_ACTIVATIONS True
+	@$(RUN) tools/benchmark_data.py throughput --json output/benchmark/throughput.json
+	@test -z "$(SIZES)" || $(RUN) tools/benchmark_data.py padding --annotations "$(SIZES)" \
+		--json output/benchmark/padding.json
 
 lint: $(READY) ## check style and format
 	@$(RUN) -m ruff check .

@@ -9,7 +9,8 @@ import pytest
 import torch
 from detectron2.modeling import GeneralizedRCNN, build_model
 
-from soft_teacher.engine.benchmark.comparison import benchmark_config, run_rounds
+from soft_teacher.engine.benchmark.building import build_soft_teacher, build_stock_contenders
+from soft_teacher.engine.benchmark.comparison import run_rounds
 from soft_teacher.engine.benchmark.contenders import (
     InferenceContender,
     SoftTeacherContender,
@@ -21,7 +22,7 @@ from soft_teacher.engine.benchmark.synthetic import (
     SyntheticBatch,
     settle_frozen_norms,
 )
-from soft_teacher.engine.export import plain_config
+from soft_teacher.modeling.folded_norms import FoldedConv2d
 from tiny import NUM_CLASSES, tiny_config
 
 NUM_BOXES = 2
@@ -46,25 +47,23 @@ def written(tmp_path_factory) -> dict:
     sizes = "--labeled 1 --unlabeled 2 --height 64 --width 96 --pseudo-boxes 2"
     files = ["--config-file", str(config), "--json", str(file)]
     load_tool().main(
-        [*sizes.split(), "--steps", "2", "--warmup", "1", *files, "MODEL.DEVICE", "cpu"]
+        [
+            *sizes.split(),
+            "--steps",
+            "2",
+            "--warmup",
+            "1",
+            "--memory",
+            *files,
+            *["MODEL.DEVICE", "cpu"],
+        ]
     )
     return json.loads(file.read_text())
 
 
 def make_contenders() -> tuple[SoftTeacherContender, SupervisedContender, InferenceContender]:
-    cfg = benchmark_config(tiny_config())
-    torch.manual_seed(0)
-    student = build_model(cfg)
-    batch = SyntheticBatch.draw(SHAPE, NUM_CLASSES)
-    clock = PhaseClock(CPU)
-    plain = plain_config(cfg)
-    plain.MODEL.DEVICE = "cpu"
-    state = student.state_dict()
-    return (
-        SoftTeacherContender(cfg, student, batch, clock),
-        SupervisedContender(cfg, plain, state, batch, clock),
-        InferenceContender(cfg, plain, state, batch, clock),
-    )
+    soft_teacher, batch = build_soft_teacher(tiny_config(), SHAPE)
+    return soft_teacher, *build_stock_contenders(soft_teacher, batch)
 
 
 def test_the_file_says_what_was_measured_and_where(written):
@@ -75,6 +74,34 @@ def test_the_file_says_what_was_measured_and_where(written):
     assert (written["machine"]["device"], written["dtype"]) == ("cpu", "float32")
     assert written["memory_format"] == "contiguous"
     assert written["peak_memory_bytes"] > 0
+
+
+def test_memory_is_that_of_training_alone(written):
+    peaks = written["peak_bytes"]
+    assert peaks.keys() == {"soft_teacher", "supervised"}
+    # Two models, the momentum of one, and not what the process had before.
+    parameters = sum(p.numel() for p in make_contenders()[0].student.parameters()) * 4
+    assert all(2 * parameters < x < written["peak_memory_bytes"] for x in peaks.values())
+
+
+def test_stock_detectron2_can_be_measured_as_it_comes():
+    keys = {"MODEL__CHANNELS_LAST": True, "MODEL__FOLD_FROZEN_NORMS": True}
+    cfg = tiny_config(**keys, SOLVER__AMP__ENABLED=True, SOFT_TEACHER__AMP_TEACHER=True)
+    soft_teacher, batch = build_soft_teacher(cfg, SHAPE)
+
+    def ways(model) -> tuple[bool, bool]:
+        convolution = model.backbone.fpn_output2.weight
+        return (
+            any(isinstance(x, FoldedConv2d) for x in model.modules()),
+            convolution.is_contiguous(memory_format=torch.channels_last),
+        )
+
+    for as_is, expected in ((False, (True, True)), (True, (False, False))):
+        supervised, inference = build_stock_contenders(soft_teacher, batch, as_is)
+        for contender in (supervised, inference):
+            assert ways(contender.model) == expected
+            assert contender._precision.for_teacher is not as_is
+    assert ways(soft_teacher.student) == ways(soft_teacher.step.teacher.model) == (True, True)
 
 
 def test_every_loss_learned_from_all_pseudo_boxes(written):

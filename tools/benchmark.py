@@ -26,6 +26,7 @@ from soft_teacher.analysis.results import text_table, versions, write_json
 from soft_teacher.config import load_config, settle_device
 from soft_teacher.engine.benchmark import BatchShape, Measurement, measure
 from soft_teacher.engine.benchmark.comparison import CONTENDERS
+from soft_teacher.engine.benchmark.memory import measure_peaks
 from soft_teacher.engine.training_run import path_from_here
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs/coco/soft_teacher_R_50_FPN_10pct.yaml"
@@ -53,6 +54,16 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--amp", action="store_true", help="mixed precision: float16 on a GPU, else bfloat16"
     )
+    parser.add_argument(
+        "--stock-as-is",
+        action="store_true",
+        help="Detectron2 in float32 and as it comes, whatever is asked of Soft Teacher",
+    )
+    parser.add_argument(
+        "--memory",
+        action="store_true",
+        help="also measure the peak memory of both training steps, each in a process of its own",
+    )
     parser.add_argument("--threads", type=int, help="of torch on the CPU (default: torch's choice)")
     parser.add_argument("--config-file", type=Path, default=CONFIG)
     parser.add_argument("--json", type=Path, help="file to write all numbers to")
@@ -75,8 +86,9 @@ def read_config(args: argparse.Namespace) -> CfgNode:
     return cfg
 
 
-def describe_run(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+def describe_run(args: argparse.Namespace, cfg: CfgNode) -> dict[str, Any]:
     """Arguments, versions and machine, for the file."""
+    device = torch.device(cfg.MODEL.DEVICE)
     on_gpu = device.type == "cuda"
     arguments = {k: v for k, v in vars(args).items() if k != "json"}
     arguments["config_file"] = path_from_here(args.config_file)
@@ -91,7 +103,7 @@ def describe_run(args: argparse.Namespace, device: torch.device) -> dict[str, An
             "system": platform.platform(),
         },
         "dtype": dtype,
-        "memory_format": "contiguous",
+        "memory_format": "channels_last" if cfg.MODEL.CHANNELS_LAST else "contiguous",
     }
 
 
@@ -141,6 +153,12 @@ def print_results(args: argparse.Namespace, content: dict[str, Any]) -> None:
         f"{ratio['min']:.3f} to {ratio['max']:.3f})"
     )
     print(f"Peak memory of Soft Teacher: {content['peak_memory_bytes'] / 2**20:.0f} MiB")
+    if args.memory:
+        ours, stock = content["peak_bytes"].values()
+        print(
+            f"Peak of training alone: Soft Teacher {ours / 2**20:.0f} MiB, (a) {stock / 2**20:.0f} "
+            f"MiB, ratio {ours / stock:.3f}"
+        )
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -150,8 +168,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         torch.set_num_threads(args.threads)
     cfg = read_config(args)
     shape = BatchShape(args.labeled, args.unlabeled, args.height, args.width, args.pseudo_boxes)
-    result = measure(cfg, shape, args.steps, args.warmup)
-    content = {**describe_run(args, torch.device(cfg.MODEL.DEVICE)), **describe_results(result)}
+    result = measure(cfg, shape, args.steps, args.warmup, args.stock_as_is)
+    content = {**describe_run(args, cfg), **describe_results(result)}
+    if args.memory:
+        content["peak_bytes"] = measure_peaks(cfg, shape)
     print_results(args, content)
     if args.json:
         write_json(args.json, content)

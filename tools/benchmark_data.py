@@ -4,6 +4,7 @@
     python tools/benchmark_data.py throughput --json output/throughput.json
     python tools/benchmark_data.py throughput --images /path/to/photos
     python tools/benchmark_data.py scale --folder output/simulated --json output/scale.json
+    python tools/benchmark_data.py padding --annotations instances_train.json
 
 `throughput`: pairs of views that one core makes in a second, beside the floor: to decode the same
 image with OpenCV and to resize it to both views' sizes. Images are made of photographs unless a
@@ -14,10 +15,14 @@ folder is given.
 process without any model, how long both loaders take to the first batch and how much memory they
 take with their workers.
 
+`padding`: how much of a batch is image and not padding, by the sizes in a COCO file, for several
+ways to draw scales and to group images. Nothing is decoded.
+
 Any key of the config can be given at the end of the command line, as KEY VALUE pairs.
 """
 
 import argparse
+import json
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,6 +33,7 @@ from soft_teacher.analysis.results import text_table, versions, write_json
 from soft_teacher.data.image_sources import find_images
 from soft_teacher.engine.benchmark.data_throughput import measure_throughput
 from soft_teacher.engine.benchmark.loader_footprint import measure_footprint
+from soft_teacher.engine.benchmark.padding import measure_padding
 from soft_teacher.engine.benchmark.photos import write_photos
 from soft_teacher.engine.benchmark.simulated_coco import Simulation, write_simulation
 from soft_teacher.engine.training_run import path_from_here
@@ -36,6 +42,17 @@ CONFIG = Path(__file__).resolve().parents[1] / "configs/coco/Base-RCNN-FPN.yaml"
 # Of one GPU in the official recipe at 10 %.
 IMAGES_PER_GPU = ["SOLVER.IMS_PER_BATCH", "1", "SOLVER.IMS_PER_BATCH_UNLABELED", "4"]
 GIB = 2**30
+PADDINGS = {
+    "a scale for each image, 2 groups (official)": [],
+    "a scale for each step, 2 groups": ["INPUT.AUG.SCALE_PER_STEP", "True"],
+    **{
+        f"a scale for each step, {n} groups": [
+            *("INPUT.AUG.SCALE_PER_STEP", "True"),
+            *("DATALOADER.ASPECT_RATIO_GROUPS", str(n)),
+        ]
+        for n in (8, 16, 32)
+    },
+}
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -57,7 +74,11 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     scale.add_argument("--workers", type=int, default=8, help="of both loaders, an even number")
     scale.add_argument("--batches", type=int, default=20, help="taken before memory is measured")
     scale.add_argument("--repeats", type=int, default=3, help="fresh processes, one after another")
-    for command in (throughput, scale):
+    padding = commands.add_parser("padding", help="how much of a batch is image")
+    padding.add_argument("--annotations", type=Path, required=True, help="COCO file with sizes")
+    padding.add_argument("--batch", type=int, default=4, help="images that one GPU holds")
+    padding.add_argument("--batches", type=int, default=2000, help="to draw")
+    for command in (throughput, scale, padding):
         command.add_argument("--seed", type=int, default=0)
         command.add_argument("--config-file", type=Path, default=CONFIG)
         command.add_argument("--json", type=Path, help="file to write all numbers to")
@@ -70,7 +91,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def _check_numbers(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     least = {
         **{"count": 1, "rounds": 2, "labeled": 1, "objects": 1, "unlabeled": 1},
-        **{"workers": 0, "batches": 1, "repeats": 1},
+        **{"workers": 0, "batches": 1, "repeats": 1, "batch": 1},
     }
     for name, value in least.items():
         if getattr(args, name, value) < value:
@@ -132,14 +153,31 @@ def run_scale(args: argparse.Namespace) -> dict[str, Any]:
     return {"simulation": vars(simulation), "runs": runs}
 
 
+def run_padding(args: argparse.Namespace) -> dict[str, Any]:
+    """Draw the sizes of batches in several ways; print and return the shares of real pixels."""
+    images = json.loads(args.annotations.read_text())["images"]
+    records = [{"width": x["width"], "height": x["height"]} for x in images]
+    found = {}
+    for name, keys in PADDINGS.items():
+        cfg = load_config(str(args.config_file), ["SEED", str(args.seed), *keys, *args.opts])
+        found[name] = measure_padding(cfg, records, args.batch, args.batches)
+    print(f"{len(records)} images, {args.batches} batches of {args.batch}\n")
+    header = ["", "weak views", "strong views", "without rounding up to 32"]
+    rows = [[name, *(f"{x:.3f}" for x in shares.values())] for name, shares in found.items()]
+    print(text_table(header, rows))
+    return {"images": len(records), "shares": found}
+
+
+RUNS = {"throughput": run_throughput, "scale": run_scale, "padding": run_padding}
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure, print, write."""
     args = parse_arguments(argv)
-    run = run_throughput if args.command == "throughput" else run_scale
-    found = run(args)
+    found = RUNS[args.command](args)
     if args.json:
         arguments = {k: v for k, v in vars(args).items() if k != "json"}
-        for key in ("config_file", "images", "folder"):
+        for key in ("config_file", "images", "folder", "annotations"):
             if arguments.get(key) is not None:
                 arguments[key] = path_from_here(arguments[key])
         write_json(args.json, {"arguments": arguments, "versions": versions(), **found})

@@ -74,8 +74,8 @@ def test_two_processes_resume_exactly_with_and_without_workers(tmp_path):
 class ScalingPrecision(Precision):
     """bfloat16 on the CPU with the gradient scaling of CUDA, whose scale grows every other step."""
 
-    def __init__(self, device_type: str, enabled: bool):
-        super().__init__(device_type, enabled)
+    def __init__(self, device_type: str, enabled: bool, for_teacher: bool):
+        super().__init__(device_type, enabled, for_teacher)
         self.scaler = torch.amp.GradScaler(
             device_type, init_scale=256.0, growth_interval=2, enabled=enabled
         )

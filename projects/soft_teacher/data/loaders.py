@@ -13,6 +13,7 @@ from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
 from soft_teacher.data.agreement import check_same_on_all_ranks
+from soft_teacher.data.aspect_groups import aspect_groups
 from soft_teacher.data.datasets import labeled_records, unlabeled_records
 from soft_teacher.data.mapper import LabeledMapper, PseudoLabeledMapper, TwoViewMapper
 from soft_teacher.data.memory import keep_freed_memory
@@ -79,7 +80,7 @@ def build_labeled_loader(cfg: CfgNode, start_batch: int = 0) -> SetLoader:
         cfg,
         check_same_on_all_ranks(records, "labeled sets"),
         SeededMapDataset(records, LabeledMapper(cfg)),
-        orientations(records),
+        batch_groups(cfg, records),
         batch_size=batch_size,
         stream=_LABELED_STREAM,
         start_batch=start_batch,
@@ -109,7 +110,7 @@ def build_unlabeled_loader(cfg: CfgNode, start_batch: int = 0) -> SetAsideRecord
         cfg,
         check_same_on_all_ranks(records, "unlabeled sets"),
         ReplacingDataset(SeededMapDataset(records, mapper)),
-        orientations(records),
+        batch_groups(cfg, records),
         batch_size=batch_size,
         stream=_UNLABELED_STREAM,
         start_batch=start_batch,
@@ -122,7 +123,7 @@ def _build_loader(
     cfg: CfgNode,
     digest: str,
     dataset: Dataset,
-    groups: list[int],
+    groups: list[int] | None,
     *,
     batch_size: int,
     stream: int,
@@ -136,7 +137,7 @@ def _build_loader(
         stream=stream,
         rank=comm.get_rank(),
         world_size=comm.get_world_size(),
-        groups=groups if cfg.DATALOADER.ASPECT_RATIO_GROUPING else None,
+        groups=groups,
         start_batch=start_batch,
         batches_per_step=cfg.SOLVER.ACCUMULATION_STEPS,
     )
@@ -170,9 +171,19 @@ def _images_per_batch(cfg: CfgNode, key: str) -> int:
     return total // num_batches
 
 
-def orientations(records: list[dict[str, Any]]) -> list[int]:
-    """0 for images at least as wide as high, and those of unknown size, 1 for the others."""
-    return [int(record.get("width", 0) < record.get("height", 0)) for record in records]
+def batch_groups(cfg: CfgNode, records: list[dict[str, Any]]) -> list[int] | None:
+    """Which images may share a batch, see `SeededBatchSampler`.
+
+    Raises:
+        ValueError: DATALOADER.ASPECT_RATIO_GROUPS is no number of groups.
+    """
+    num_groups = cfg.DATALOADER.ASPECT_RATIO_GROUPS
+    if not 2 <= num_groups <= 100:
+        raise ValueError(
+            f"DATALOADER.ASPECT_RATIO_GROUPS is {num_groups}; give a number from 2 to 100, or set "
+            "DATALOADER.ASPECT_RATIO_GROUPING to False for none."
+        )
+    return aspect_groups(records, num_groups) if cfg.DATALOADER.ASPECT_RATIO_GROUPING else None
 
 
 def _use_one_thread(worker_id: int) -> None:

@@ -66,10 +66,12 @@ def run_forward(
     if batch.error is not None:
         return _enter_without_images(model, batch.error)
     try:
-        with precision.autocast():
-            if not batch.weak:
+        if not batch.weak:
+            with precision.autocast():
                 return Forward(model(batch.labeled))
+        with precision.teacher_autocast():
             guidance = teacher.annotate(batch.weak)
+        with precision.autocast():
             return Forward(model(batch.labeled, batch.strong, guidance), guidance)
     except FloatingPointError as error:
         return Forward({}, failure=str(error))

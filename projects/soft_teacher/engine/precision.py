@@ -13,22 +13,28 @@ class Precision:
     the CPU it is bfloat16, whose range needs no scaling. (Detectron2's AMPTrainer is CUDA only.)
     """
 
-    def __init__(self, device_type: str, enabled: bool):
+    def __init__(self, device_type: str, enabled: bool, for_teacher: bool = False):
         """
         Args:
             device_type: "cuda" or "cpu".
             enabled: SOLVER.AMP.ENABLED.
+            for_teacher: SOFT_TEACHER.AMP_TEACHER, for its detections alone if not `enabled`.
         """
         self.device_type = device_type
         self.enabled = enabled
+        self.for_teacher = for_teacher or enabled
         self.dtype = torch.float16 if device_type == "cuda" else torch.bfloat16
         self.scaler = torch.amp.GradScaler(
             device_type, enabled=enabled and self.dtype == torch.float16
         )
 
     def autocast(self) -> AbstractContextManager:
-        """Context for teacher and student forward."""
+        """Context for the student's forward, and for what it asks the teacher."""
         return torch.autocast(self.device_type, dtype=self.dtype, enabled=self.enabled)
+
+    def teacher_autocast(self) -> AbstractContextManager:
+        """Context for the teacher's detections on weak views."""
+        return torch.autocast(self.device_type, dtype=self.dtype, enabled=self.for_teacher)
 
     def backward(self, loss: Tensor) -> None:
         """Backpropagate the loss, scaled if need be."""

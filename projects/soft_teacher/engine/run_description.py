@@ -37,7 +37,7 @@ def describe_run(cfg: CfgNode, world_size: int) -> dict:
         "SOLVER.IMS_PER_BATCH": cfg.SOLVER.IMS_PER_BATCH,
         "SOLVER.IMS_PER_BATCH_UNLABELED": cfg.SOLVER.IMS_PER_BATCH_UNLABELED if enabled else 0,
         "SOLVER.ACCUMULATION_STEPS": cfg.SOLVER.ACCUMULATION_STEPS,
-        "DATALOADER.ASPECT_RATIO_GROUPING": cfg.DATALOADER.ASPECT_RATIO_GROUPING,
+        "DATALOADER.ASPECT_RATIO_GROUPING": _grouping(cfg),
         "DATASETS.TRAIN": list(labeled),
         "DATASETS.UNLABELED": list(unlabeled) if enabled else [],
         "SOFT_TEACHER.PSEUDO_LABELS.FILES": list(pseudo_label_files(cfg)) if enabled else [],
@@ -45,6 +45,12 @@ def describe_run(cfg: CfgNode, world_size: int) -> dict:
         "SEED": cfg.SEED,
         **{key: cfg.SOLVER[key.removeprefix("SOLVER.")] for key in OF_OPTIMIZER},
     }
+
+
+def _grouping(cfg: CfgNode) -> bool | str:
+    """Whether images of like shape share batches, and if so, in how many groups but two."""
+    grouping, num_groups = cfg.DATALOADER.ASPECT_RATIO_GROUPING, cfg.DATALOADER.ASPECT_RATIO_GROUPS
+    return f"in {num_groups} groups" if grouping and num_groups != 2 else grouping
 
 
 def differences(saved: dict, current: dict) -> dict[str, str]:

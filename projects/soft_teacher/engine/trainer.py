@@ -19,7 +19,8 @@ from torch import nn
 from soft_teacher.data import build_labeled_loader, build_unlabeled_loader, unlabeled_ground_truth
 from soft_teacher.engine.checkpointing import FINAL_NAME, SoftTeacherCheckpointer
 from soft_teacher.engine.ema import EMATeacher
-from soft_teacher.engine.evaluation import evaluate_models
+from soft_teacher.engine.evaluation import evaluate_models, evaluate_with_tta
+from soft_teacher.engine.execution import compile_backbones, settle_execution
 from soft_teacher.engine.global_normalizer import read_normalizer_scope
 from soft_teacher.engine.hooks import BestTeacherKeeper, RetainingCheckpointer, SilenceWarner
 from soft_teacher.engine.loader_stream import LoaderStream
@@ -30,6 +31,7 @@ from soft_teacher.engine.run_description import describe_run
 from soft_teacher.engine.schedule import read_unlabeled_decay, scale_to_world_size
 from soft_teacher.engine.stop_signal import StopSignal, exit_status
 from soft_teacher.engine.train_step import SoftTeacherStep, UnreadableDataError
+from soft_teacher.engine.tta import check_tta
 
 LOG_PERIOD = 20
 HISTORY_LENGTH = 1000
@@ -50,13 +52,14 @@ class SoftTeacherTrainer(DefaultTrainer):
         refuse_what_would_be_ignored(cfg)
         self.cfg = cfg = scale_to_world_size(cfg, comm.get_world_size())
         student = self.build_model(cfg)
-        if cfg.MODEL.CHANNELS_LAST:
-            student.to(memory_format=torch.channels_last)
+        settle_execution(cfg, student)
         optimizer = self.build_optimizer(cfg, student)
         on_gpu = next(student.parameters()).is_cuda
         ddp_args = {} if on_gpu else {"device_ids": None}
         model = create_ddp_model(student, broadcast_buffers=False, **ddp_args)
         st = cfg.SOFT_TEACHER
+        teacher = EMATeacher(student, st.EMA.MOMENTUM if st.EMA.ENABLED else 0.0)
+        compile_backbones(cfg, student, teacher.model)
         self._stop_signal = StopSignal()
         self._loader_cfg = with_seed(cfg)
         labeled = self._stream(build_labeled_loader, "DATASETS.TRAIN")
@@ -65,11 +68,11 @@ class SoftTeacherTrainer(DefaultTrainer):
             unlabeled = self._stream(build_unlabeled_loader, "DATASETS.UNLABELED")
         self._trainer = SoftTeacherStep(
             model,
-            EMATeacher(student, st.EMA.MOMENTUM if st.EMA.ENABLED else 0.0),
+            teacher,
             labeled,
             unlabeled,
             optimizer,
-            Precision("cuda" if on_gpu else "cpu", cfg.SOLVER.AMP.ENABLED),
+            Precision("cuda" if on_gpu else "cpu", cfg.SOLVER.AMP.ENABLED, st.AMP_TEACHER),
             accumulation_steps=cfg.SOLVER.ACCUMULATION_STEPS,
             normalizer_scope=read_normalizer_scope(cfg),
             burn_in_iters=st.BURN_IN_ITERS,
@@ -166,6 +169,9 @@ class SoftTeacherTrainer(DefaultTrainer):
                 )
             )
         result += self._evaluation_hooks
+        if cfg.TEST.AUG.ENABLED:
+            check_tta(cfg, self.student)
+            result.append(hooks.EvalHook(0, self.evaluate_with_tta))
         if comm.is_main_process():
             st = cfg.SOFT_TEACHER
             if st.ENABLED:
@@ -254,16 +260,22 @@ class SoftTeacherTrainer(DefaultTrainer):
         # After the last iteration, when Detectron2 has counted past it, the final one is there.
         if self.iter < self.max_iter:
             self._saving.save_unless_saved(self.iter)
-        models = {"student": self.student}
-        if self.cfg.SOFT_TEACHER.EMA.ENABLED:
-            models["teacher"] = self.teacher
         start = time.perf_counter()
-        results = evaluate_models(self.cfg, models)
+        results = evaluate_models(self.cfg, self._models())
         seconds = time.perf_counter() - start
         self.storage.put_scalar("eval_seconds", seconds, smoothing_hint=False)
         # TEST.EXPECTED_RESULTS, which Detectron2 compares with this, are the student's.
         self._last_eval_results = results["student"]
         return results
+
+    def evaluate_with_tta(self) -> dict:
+        """The same with the test-time augmentation of TEST.AUG, after the last iteration."""
+        return {} if self._trainer.agreed_signal else evaluate_with_tta(self.cfg, self._models())
+
+    def _models(self) -> dict[str, nn.Module]:
+        """What is evaluated: the student and, where it differs, the teacher."""
+        teacher = {"teacher": self.teacher} if self.cfg.SOFT_TEACHER.EMA.ENABLED else {}
+        return {"student": self.student, **teacher}
 
 
 def with_seed(cfg: CfgNode) -> CfgNode:

@@ -8,22 +8,11 @@ from typing import Any, Protocol
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.modeling import build_model
 
-from soft_teacher.config import head_section, num_classes
-from soft_teacher.engine.benchmark.contenders import (
-    PHASES,
-    InferenceContender,
-    SoftTeacherContender,
-    SupervisedContender,
-)
-from soft_teacher.engine.benchmark.phase_clock import TOTAL, PhaseClock
-from soft_teacher.engine.benchmark.synthetic import (
-    BatchShape,
-    SyntheticBatch,
-    settle_frozen_norms,
-)
-from soft_teacher.engine.export import plain_config
+from soft_teacher.engine.benchmark.building import build_soft_teacher, build_stock_contenders
+from soft_teacher.engine.benchmark.contenders import PHASES
+from soft_teacher.engine.benchmark.phase_clock import TOTAL
+from soft_teacher.engine.benchmark.synthetic import BatchShape
 
 CONTENDERS = ("soft_teacher", "supervised", "inference")
 
@@ -67,7 +56,9 @@ class Measurement:
         return median_by_phase(self.steps[contender])
 
 
-def measure(cfg: CfgNode, shape: BatchShape, num_rounds: int, num_warmup: int) -> Measurement:
+def measure(
+    cfg: CfgNode, shape: BatchShape, num_rounds: int, num_warmup: int, stock_as_is: bool = False
+) -> Measurement:
     """Measure Soft Teacher's step and stock Detectron2's in turn.
 
     Args:
@@ -75,28 +66,15 @@ def measure(cfg: CfgNode, shape: BatchShape, num_rounds: int, num_warmup: int) -
         shape: what a step works on.
         num_rounds: measured steps of each contender, 2 or more.
         num_warmup: steps of each before.
+        stock_as_is: stock Detectron2 as it comes, see `build_stock_contenders`.
 
     Raises:
         FloatingPointError: a measured step was skipped for a non-finite value.
     """
-    cfg = benchmark_config(cfg)
-    torch.manual_seed(max(cfg.SEED, 0))
-    student = build_model(cfg)
-    batch = SyntheticBatch.draw(shape, num_classes(cfg))
-    settle_frozen_norms(student, batch.weak[:1])
-    clock = PhaseClock(student.device)
-
-    soft_teacher = SoftTeacherContender(cfg, student, batch, clock)
+    soft_teacher, batch = build_soft_teacher(cfg, shape)
     warm_up(soft_teacher, num_warmup)
-    memory = peak_memory(student.device)
-    plain = plain_config(cfg)
-    plain.MODEL.DEVICE = cfg.MODEL.DEVICE
-    # Detectron2 builds its FCOS from no config; ours, which is the same in supervised training,
-    # reads these keys.
-    plain.SOFT_TEACHER = cfg.SOFT_TEACHER.clone()
-    state = student.state_dict()
-    supervised = SupervisedContender(cfg, plain, state, batch, clock)
-    inference = InferenceContender(cfg, plain, state, batch, clock)
+    memory = peak_memory(soft_teacher.student.device)
+    supervised, inference = build_stock_contenders(soft_teacher, batch, stock_as_is)
     warm_up(supervised, num_warmup)
     warm_up(inference, num_warmup)
     contenders = dict(zip(CONTENDERS, (soft_teacher, supervised, inference), strict=True))
@@ -110,25 +88,6 @@ def measure(cfg: CfgNode, shape: BatchShape, num_rounds: int, num_warmup: int) -
     pseudo_boxes = soft_teacher.pseudo_boxes
     assert all(round(x, 3) == shape.num_boxes for x in pseudo_boxes.values()), pseudo_boxes
     return Measurement(steps, pseudo_boxes, memory)
-
-
-def benchmark_config(cfg: CfgNode) -> CfgNode:
-    """The config with which each step does all work, and each the same.
-
-    No weights are read. The learning rate is zero, which costs as much as any other: random
-    weights would diverge, and the work would depend on the step. All pseudo boxes teach
-    regression.
-    """
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.MODEL.WEIGHTS = ""
-    cfg.MODEL.TIMM.WEIGHTS = cfg.MODEL.SWIN.WEIGHTS = ""
-    cfg.SOLVER.BASE_LR = 0.0
-    cfg.SOFT_TEACHER.PSEUDO_LABELS.REG_VARIANCE = float("inf")
-    if head_section(cfg) != "ROI_HEADS":
-        # A one-stage teacher predicts nothing around a made-up box: its score is to decide.
-        cfg.SOFT_TEACHER.JITTER.ENABLED = False
-    return cfg
 
 
 def warm_up(contender: Contender, num_steps: int) -> None:

@@ -11,6 +11,7 @@ from torch import nn
 from soft_teacher.engine.benchmark.phase_clock import OTHER, TOTAL, PhaseClock
 from soft_teacher.engine.benchmark.synthetic import SyntheticBatch, replace_labels
 from soft_teacher.engine.ema import EMATeacher
+from soft_teacher.engine.execution import compile_backbones, settle_execution
 from soft_teacher.engine.loader_stream import LoaderStream
 from soft_teacher.engine.optimizer import build_optimizer
 from soft_teacher.engine.precision import Precision
@@ -46,23 +47,27 @@ class SoftTeacherContender:
             clock: measures the steps.
         """
         ema = cfg.SOFT_TEACHER.EMA
+        self.cfg = cfg
+        self.clock = clock
+        self.student = student
+        teacher = EMATeacher(student, ema.MOMENTUM if ema.ENABLED else 0.0)
+        compile_backbones(cfg, student, teacher.model)
         self.step = SoftTeacherStep(
             student,
-            EMATeacher(student, ema.MOMENTUM if ema.ENABLED else 0.0),
+            teacher,
             LoaderStream(lambda start: itertools.repeat(batch.labeled)),
             LoaderStream(lambda start: itertools.repeat(batch.pairs)),
             build_optimizer(cfg, student),
             build_precision(cfg, student),
         )
         self._storage = EventStorage()
-        self._clock = clock
         self._force_pseudo_boxes(batch)
         self._attach_clock()
 
     def run(self) -> dict[str, float]:
         """Run one step and return its seconds by phase."""
         with self._storage:
-            seconds = self._clock.measure(self.step.run_step)
+            seconds = self.clock.measure(self.step.run_step)
             self._storage.step()
         self.step.iter += 1
         return seconds
@@ -82,13 +87,13 @@ class SoftTeacherContender:
         def annotate_and_replace(weak: list[dict]):
             guidance = annotate(weak)
             replace_labels(guidance, batch.truth)
-            self._clock.attach(guidance, "score_boxes", "teacher judging")
+            self.clock.attach(guidance, "score_boxes", "teacher judging")
             return guidance
 
         teacher.annotate = annotate_and_replace
 
     def _attach_clock(self) -> None:
-        step, clock = self.step, self._clock
+        step, clock = self.step, self.clock
         clock.attach(step.teacher.model, "annotate", "teacher annotate")
         clock.attach(step.model, "forward", "student forward")
         clock.attach(step.optimizer, "zero_grad", "optimizer")
@@ -106,13 +111,13 @@ class SupervisedContender:
     ):
         """
         Args:
-            cfg: the config, for optimizer and precision.
+            cfg: the config, for optimizer, precision and execution.
             plain: the config of the same model in Detectron2.
             state: weights of the model.
             batch: what every step works on.
             clock: measures the steps.
         """
-        self.model = build_stock_model(plain, state).train()
+        self.model = build_stock_model(cfg, plain, state).train()
         self._optimizer = build_optimizer(cfg, self.model)
         self._precision = build_precision(cfg, self.model)
         self._inputs = batch.supervised
@@ -144,7 +149,7 @@ class InferenceContender:
         self, cfg: CfgNode, plain: CfgNode, state: dict, batch: SyntheticBatch, clock: PhaseClock
     ):
         """As :class:`SupervisedContender`."""
-        self.model = build_stock_model(plain, state).eval()
+        self.model = build_stock_model(cfg, plain, state).eval()
         self._precision = build_precision(cfg, self.model)
         self._inputs = batch.weak
         self._clock = clock
@@ -154,17 +159,20 @@ class InferenceContender:
         return self._clock.measure(self._step)
 
     def _step(self) -> None:
-        with torch.no_grad(), self._precision.autocast():
+        with torch.no_grad(), self._precision.teacher_autocast():
             self.model(self._inputs)
 
 
-def build_stock_model(plain: CfgNode, state: dict) -> nn.Module:
-    """Detectron2's model with the given weights."""
+def build_stock_model(cfg: CfgNode, plain: CfgNode, state: dict) -> nn.Module:
+    """Detectron2's model `plain` with the given weights, carried out as `cfg` says."""
     model = build_model(plain)
     model.load_state_dict(state)
+    settle_execution(cfg, model)
+    compile_backbones(cfg, model)
     return model
 
 
 def build_precision(cfg: CfgNode, model: nn.Module) -> Precision:
     """The precision that the trainer would choose."""
-    return Precision(next(model.parameters()).device.type, cfg.SOLVER.AMP.ENABLED)
+    device_type = next(model.parameters()).device.type
+    return Precision(device_type, cfg.SOLVER.AMP.ENABLED, cfg.SOFT_TEACHER.AMP_TEACHER)
