@@ -10,8 +10,14 @@ from detectron2.data import detection_utils
 from PIL import ExifTags, Image, ImageFile
 
 from soft_teacher import add_soft_teacher_config
-from soft_teacher.data import ImageMapper, LabeledMapper, TwoViewMapper
-from soft_teacher.data.image_files import MAX_PIXELS, ImageError, read_image, read_image_size
+from soft_teacher.data import ImageMapper, LabeledMapper, TwoViewMapper, image_files
+from soft_teacher.data.image_files import (
+    MAX_PIXELS,
+    ImageError,
+    OpenedImage,
+    read_image,
+    read_image_size,
+)
 
 RED = (250, 10, 20)
 
@@ -162,6 +168,7 @@ def test_an_image_of_too_many_pixels_is_refused_before_it_is_decoded(
 ):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
     monkeypatch.setattr(ImageFile.ImageFile, "load", lambda _: pytest.fail("decoded"))
+    monkeypatch.setattr(image_files, "decode_whole_jpeg", lambda *_: pytest.fail("decoded"))
     path = tmp_path / name
     path.write_bytes(BOMBS[name])
     with pytest.raises(ImageError) as error:
@@ -235,3 +242,47 @@ def test_damaged_files_are_read_or_refused_and_nothing_else(tmp_path, suffix):
             refused += 1
             assert f"damaged.{suffix}" in str(error)
     assert refused > 10
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}])
+@pytest.mark.parametrize("reduction", [1, 2, 8])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_jpeg_files_are_turned_upright_whoever_decodes_them_and_at_any_size(
+    tmp_path, options, reduction, orientation
+):
+    blocks = np.random.default_rng(0).integers(0, 256, (4, 6, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    image = Image.fromarray(blocks.repeat(16, 0).repeat(16, 1))
+    path = save(tmp_path / "turned.jpg", image, exif=exif, quality=95, subsampling=0, **options)
+    whole = detection_utils.read_image(path, "BGR")
+    with OpenedImage(path, "BGR") as file:
+        assert file.size == whole.shape[:2] == read_image_size(path)
+        found = file.decode(reduction)
+    # Blocks of one color stay so in libjpeg's smaller images.
+    assert np.array_equal(found.shape[:2], np.array(whole.shape[:2]) // reduction)
+    middle = reduction // 2
+    expected = whole[middle::reduction, middle::reduction].astype(int)
+    assert np.abs(found - expected).max() <= (0 if reduction == 1 else 6)
+
+
+@pytest.mark.parametrize("suffix", ["tif", "png", "webp"])
+@pytest.mark.parametrize("orientation", [3, 6, 8])
+def test_the_size_that_is_known_before_decoding_is_that_of_the_pixels(
+    tmp_path, suffix, orientation
+):
+    path = turned(tmp_path, orientation, f"turned.{suffix}")
+    with OpenedImage(path, "RGB") as file:
+        size = file.size
+        assert file.decode(2).shape[:2] == size
+    assert read_image_size(path) == size == ((4, 6) if orientation == 3 else (6, 4))
+
+
+def test_a_scan_that_breaks_off_at_a_foreign_marker_is_refused(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    path = save(tmp_path / "broken.jpg", Image.fromarray(noise))
+    content = (tmp_path / "broken.jpg").read_bytes()
+    middle = len(content) // 2
+    (tmp_path / "broken.jpg").write_bytes(content[:middle] + b"\xff\x12" + content[middle:])
+    with pytest.raises(ImageError, match=r"broken\.jpg: broken data stream"):
+        read_image(path, "RGB")

@@ -1,5 +1,6 @@
 import copy
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -7,8 +8,7 @@ from detectron2.data import DatasetMapper
 from detectron2.structures import BoxMode
 from PIL import ExifTags, Image
 
-from soft_teacher.data import mapper as mapper_module
-from soft_teacher.data.image_files import ImageError, read_image
+from soft_teacher.data.image_files import ImageError, OpenedImage
 from soft_teacher.data.mapper import ImageMapper, LabeledMapper, TwoViewMapper
 
 WIDTH, HEIGHT = 200, 150
@@ -142,13 +142,12 @@ def test_views_have_the_types_of_the_contract(cfg, record):
 
 def test_one_decode_serves_both_views(cfg, record, monkeypatch):
     calls = []
+    decode = OpenedImage.decode
     monkeypatch.setattr(
-        mapper_module,
-        "read_image",
-        lambda name, *rest: calls.append(name) or read_image(name, *rest),
+        OpenedImage, "decode", lambda self, *rest: calls.append(rest) or decode(self, *rest)
     )
     TwoViewMapper(cfg)(record, 0)
-    assert calls == [record["file_name"]]
+    assert len(calls) == 1
 
 
 def test_channels_come_in_the_format_of_the_config(plain_cfg, tmp_path):
@@ -266,3 +265,43 @@ def test_the_smallest_and_the_longest_images_get_their_views(cfg, tmp_path, size
     for view in (*views.values(), ImageMapper(cfg)(record)):
         assert (view["height"], view["width"]) == size
         assert min(view["image"].shape[1:]) >= 1
+
+
+def test_a_large_jpeg_is_decoded_smaller_and_its_views_stay_where_their_matrices_say(
+    plain_cfg, tmp_path, monkeypatch
+):
+    # 8 times as large as the views at most, so that it may be decoded at up to a fourth.
+    height, width = 1600, 2400
+    blocks = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    pixels = cv2.resize(blocks, (width, height), interpolation=cv2.INTER_CUBIC)
+    Image.fromarray(pixels).save(tmp_path / "large.jpg", quality=95)
+    record = {"file_name": str(tmp_path / "large.jpg"), "image_id": 0}
+    plain_cfg.INPUT.MIN_SIZE_TRAIN = (150, 250)
+    used = []
+    decode = OpenedImage.decode
+    monkeypatch.setattr(
+        OpenedImage, "decode", lambda self, factor: used.append(factor) or decode(self, factor)
+    )
+    quick = [TwoViewMapper(plain_cfg)(record, seed) for seed in range(6)]
+    assert set(used) == {4}
+    monkeypatch.setattr(OpenedImage, "decode", lambda self, factor: decode(self))
+    for seed, views in enumerate(quick):
+        for name, exact in TwoViewMapper(plain_cfg)(record, seed).items():
+            found = views[name]
+            assert (found["height"], found["width"]) == (height, width)
+            assert np.array_equal(found["matrix"], exact["matrix"])
+            difference = (found["image"].int() - exact["image"].int()).abs()
+            assert difference.float().mean() <= 1 and difference.max() <= 20
+
+
+def test_an_image_of_cocos_size_is_decoded_as_a_whole(cfg, tmp_path, monkeypatch):
+    cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN = (400, 1200), 1333
+    Image.new("RGB", (640, 480), (1, 2, 3)).save(tmp_path / "coco.jpg")
+    used = []
+    decode = OpenedImage.decode
+    monkeypatch.setattr(
+        OpenedImage, "decode", lambda self, factor: used.append(factor) or decode(self, factor)
+    )
+    for seed in range(5):
+        TwoViewMapper(cfg)({"file_name": str(tmp_path / "coco.jpg"), "image_id": 0}, seed)
+    assert set(used) == {1}

@@ -10,7 +10,13 @@ from soft_teacher.data.erase import EraseTransform
 from soft_teacher.data.fast_transforms import FastFlip, FastResize
 from soft_teacher.data.geometry import AffineTransform, rotation, shear, translation
 from soft_teacher.data.randomness import seeded_sample
-from soft_teacher.data.rendering import ShapeInput, channels_first, render
+from soft_teacher.data.rendering import (
+    ShapeInput,
+    channels_first,
+    largest_reduction,
+    render,
+    render_tensor,
+)
 
 HEIGHT, WIDTH = 60, 80
 LARGER, SMALLER = (90, 120), (45, 60)
@@ -125,3 +131,50 @@ def test_the_tensor_holds_the_image_channels_first(shape):
         found = channels_first(pixels)
         assert found.is_contiguous() and found.dtype == torch.uint8
         assert np.array_equal(found.numpy(), pixels.transpose(2, 0, 1))
+
+
+@pytest.mark.parametrize("size", [LARGER, SMALLER, (HEIGHT, WIDTH), (90, 40)])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_view_made_plane_by_plane_has_the_same_pixels_and_leaves_the_image(size, channels):
+    image = smooth_image()[:, :, :channels].copy()
+    before = image.copy()
+    resize = FastResize(HEIGHT, WIDTH, *size)
+    for flip in (FastFlip(size[1]), NoOpTransform()):
+        found = render_tensor(image, TransformList([resize, flip]))
+        expected = channels_first(render(image, TransformList([resize, flip])))
+        assert found.is_contiguous() and torch.equal(found, expected)
+        assert np.array_equal(image, before)
+
+
+def test_a_view_to_which_more_is_done_is_the_rendered_one():
+    image = smooth_image()
+    erase = EraseTransform(np.array([[30, 20, 40, 30]]), 7)
+    for steps in ([], [erase], [FastResize(HEIGHT, WIDTH, *LARGER), erase]):
+        found = render_tensor(image, TransformList(steps))
+        assert torch.equal(found, channels_first(render(image, TransformList(steps))))
+
+
+@pytest.mark.parametrize(
+    ("size", "views", "factor"),
+    [
+        ((2400, 3200), [(200, 266), (150, 200)], 8),
+        ((2400, 3200), [(200, 266), (201, 268)], 4),
+        ((2400, 3200), [(200, 266), (800, 1066)], 2),
+        ((2400, 3200), [(200, 266), (801, 1068)], 1),
+        # The longer side decides too, and sides must be divisible.
+        ((2400, 3200), [(200, 300), (150, 200)], 4),
+        ((2400, 3204), [(200, 266), (150, 200)], 4),
+        ((2400, 3201), [(200, 266), (150, 200)], 1),
+        ((480, 640), [(400, 533), (1000, 1333)], 1),
+    ],
+)
+def test_an_image_is_decoded_as_small_as_its_larger_view_allows(size, views, factor):
+    drawn = [TransformList([FastResize(*size, *view), FastFlip(view[1])]) for view in views]
+    assert largest_reduction(size, drawn) == factor
+
+
+def test_an_image_is_decoded_whole_if_a_view_is_not_resized_first():
+    resize = FastResize(2400, 3200, 240, 320)
+    for other in ([], [FastFlip(3200), resize], [NoOpTransform()]):
+        views = [TransformList([resize]), TransformList(other)]
+        assert largest_reduction((2400, 3200), views) == 1

@@ -28,30 +28,36 @@ def _factor(level: int) -> float:
     return 0.1 + 0.18 * level
 
 
-def _solarize_table(level: int) -> np.ndarray:
-    values = np.arange(256)
-    return np.where(values < int(25.6 * level), values, 255 - values).astype(np.uint8)
+def _solarize(image: np.ndarray, level: int) -> np.ndarray:
+    """Invert values from a threshold up."""
+    _, inverted = cv2.threshold(image, int(25.6 * level) - 1, 255, cv2.THRESH_BINARY)
+    return cv2.bitwise_xor(image, inverted, dst=inverted)
 
 
-def _posterize_table(level: int) -> np.ndarray:
+def _posterize(image: np.ndarray, level: int) -> np.ndarray:
+    """Drop the lowest bits."""
     dropped_bits = 4 + int(0.4 * level)
-    return (np.arange(256) >> dropped_bits << dropped_bits).astype(np.uint8)
+    return image & np.uint8(255 >> dropped_bits << dropped_bits)
 
 
-def _blend_table(start: int, factor: float) -> np.ndarray:
-    """Values on the line from `start` through the old values; in float32, as in Pillow."""
-    distance = np.arange(-start, 256 - start, dtype=np.float32)
-    return np.clip(start + np.float32(factor) * distance, 0, 255).astype(np.uint8)
+def _linear(
+    image: np.ndarray, slopes: float | np.ndarray, offsets: float | np.ndarray
+) -> np.ndarray:
+    """Slope times value plus offset, fractions dropped; one of each, or (3,), for the channels."""
+    # By a matrix: OpenCV multiplies in less than half of the time in which it looks up in a table.
+    matrix = np.zeros((3, 4))
+    matrix[(0, 1, 2), (0, 1, 2)] = slopes
+    matrix[:, 3] = offsets + _DROP_FRACTION
+    return cv2.transform(image, matrix)
 
 
-def _autocontrast_table(counts: np.ndarray) -> np.ndarray:
-    """Stretch the range of values that occur to 0..255."""
-    found = np.flatnonzero(counts)
-    low, high = found[0], found[-1]
-    if low == high:
-        return np.arange(256, dtype=np.uint8)
-    scale = 255.0 / (high - low)
-    return np.clip(np.arange(256) * scale - low * scale, 0, 255).astype(np.uint8)
+def _autocontrast(image: np.ndarray) -> np.ndarray:
+    """Stretch the range of values that occur in each channel to 0..255."""
+    # Over rows first, where neighbors in memory are compared with neighbors.
+    low = image.min(axis=0).min(axis=0).astype(np.float64)
+    ranges = image.max(axis=0).max(axis=0) - low
+    slopes = np.divide(255, ranges, out=np.ones(3), where=ranges > 0)
+    return _linear(image, slopes, np.where(ranges > 0, -low * slopes, 0.0))
 
 
 def _equalize_table(counts: np.ndarray) -> np.ndarray:
@@ -64,19 +70,20 @@ def _equalize_table(counts: np.ndarray) -> np.ndarray:
     return np.clip((step // 2 + below) // step, 0, 255).astype(np.uint8)
 
 
-def _by_histogram(image: np.ndarray, table_of: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-    """Map each channel by the table that its histogram, (256,) int64, gives."""
-    histograms = [
-        cv2.calcHist([image], [channel], None, [256], [0, 256]).ravel().astype(np.int64)
-        for channel in range(3)
-    ]
-    return cv2.LUT(image, np.stack([table_of(counts) for counts in histograms], axis=-1)[None])
+def _equalize(image: np.ndarray) -> np.ndarray:
+    """Map each channel by the table that its histogram gives."""
+    # Apart: OpenCV looks values of one channel up in half the time of those of three.
+    channels = cv2.split(image)
+    for channel in channels:
+        counts = cv2.calcHist([channel], [0], None, [256], [0, 256]).ravel().astype(np.int64)
+        cv2.LUT(channel, _equalize_table(counts), dst=channel)
+    return cv2.merge(channels)
 
 
 def _contrast(image: np.ndarray, factor: float, luminance: tuple[float, ...]) -> np.ndarray:
     """Blend with the flat gray of the mean luminance."""
     mean = int(np.dot(cv2.mean(image)[:3], luminance) + 0.5)
-    return cv2.LUT(image, _blend_table(mean, factor))
+    return _linear(image, factor, mean - factor * mean)
 
 
 def _color(image: np.ndarray, factor: float, luminance: tuple[float, ...]) -> np.ndarray:
@@ -90,7 +97,7 @@ def _sharpness(image: np.ndarray, factor: float) -> np.ndarray:
     """Blend with the smoothed image, in which a center weighs 5 and its eight neighbors 1."""
     mean = cv2.blur(image, (3, 3))
     share = (1 - factor) / 13
-    found = cv2.addWeighted(image, factor + 4 * share, mean, 9 * share, _DROP_FRACTION)
+    found = cv2.addWeighted(image, factor + 4 * share, mean, 9 * share, _DROP_FRACTION, dst=mean)
     # Pillow smooths no pixel that lacks a neighbor.
     for edge in (np.s_[0], np.s_[-1], np.s_[:, 0], np.s_[:, -1]):
         found[edge] = image[edge]
@@ -101,16 +108,16 @@ def _sharpness(image: np.ndarray, factor: float) -> np.ndarray:
 # None leaves the image alone.
 COLOR_OPERATIONS: dict[str, Callable[[int, tuple[float, ...]], ImageOperation | None]] = {
     "identity": lambda level, luminance: None,
-    "autocontrast": lambda level, luminance: partial(_by_histogram, table_of=_autocontrast_table),
-    "equalize": lambda level, luminance: partial(_by_histogram, table_of=_equalize_table),
-    "solarize": lambda level, luminance: partial(cv2.LUT, lut=_solarize_table(level)),
+    "autocontrast": lambda level, luminance: _autocontrast,
+    "equalize": lambda level, luminance: _equalize,
+    "solarize": lambda level, luminance: partial(_solarize, level=level),
     "color": lambda level, luminance: partial(_color, factor=_factor(level), luminance=luminance),
     "contrast": lambda level, luminance: partial(
         _contrast, factor=_factor(level), luminance=luminance
     ),
-    "brightness": lambda level, luminance: partial(cv2.LUT, lut=_blend_table(0, _factor(level))),
+    "brightness": lambda level, luminance: partial(_linear, slopes=_factor(level), offsets=0.0),
     "sharpness": lambda level, luminance: partial(_sharpness, factor=_factor(level)),
-    "posterize": lambda level, luminance: partial(cv2.LUT, lut=_posterize_table(level)),
+    "posterize": lambda level, luminance: partial(_posterize, level=level),
 }
 
 

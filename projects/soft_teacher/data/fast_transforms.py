@@ -30,7 +30,7 @@ class FastResize(T.ResizeTransform):
         """Resize an image, (H, W) or (H, W, C).
 
         Args:
-            img: the image.
+            img: the image, or the same made smaller, as by `OpenedImage.decode`.
             interp: another of Pillow's interpolations, for masks.
         """
         bilinear = (self.interp if interp is None else interp) == Image.BILINEAR
@@ -42,11 +42,26 @@ class FastResize(T.ResizeTransform):
         # OpenCV drops a channel axis of length 1.
         return resized.reshape(self.new_h, self.new_w, img.shape[2])
 
-    def _shrink(self, img: np.ndarray) -> np.ndarray:
-        pixels = torch.from_numpy(np.ascontiguousarray(img)).permute(2, 0, 1)[None]
+    def apply_planes(self, planes: np.ndarray) -> np.ndarray:
+        """Resize an image whose channels lie one after the other, (C, H, W) uint8.
+
+        The pixels are those of `apply_image`.
+        """
         size = (self.new_h, self.new_w)
-        shrunk = F.interpolate(pixels, size, mode="bilinear", antialias=True)[0].numpy()
-        return cv2.merge(list(shrunk)).reshape(*size, img.shape[2])
+        if self.shrinks:
+            return self._shrink_planes(torch.from_numpy(planes))
+        resized = np.empty((len(planes), *size), np.uint8)
+        for plane, to in zip(planes, resized, strict=True):
+            cv2.resize(plane, size[::-1], dst=to, interpolation=cv2.INTER_LINEAR)
+        return resized
+
+    def _shrink(self, img: np.ndarray) -> np.ndarray:
+        shrunk = self._shrink_planes(torch.from_numpy(np.ascontiguousarray(img)).permute(2, 0, 1))
+        return cv2.merge(list(shrunk)).reshape(self.new_h, self.new_w, img.shape[2])
+
+    def _shrink_planes(self, planes: torch.Tensor) -> np.ndarray:
+        size = (self.new_h, self.new_w)
+        return F.interpolate(planes[None], size, mode="bilinear", antialias=True)[0].numpy()
 
 
 class FastFlip(HFlipTransform):

@@ -6,6 +6,7 @@ those of the official Soft Teacher code.
 """
 
 import math
+from collections.abc import Iterable
 
 import cv2
 import numpy as np
@@ -37,11 +38,15 @@ def shear(x_degrees: float, y_degrees: float) -> np.ndarray:
     return along_y @ along_x
 
 
-def matrix_of(transforms: Transform) -> np.ndarray:
+def matrix_of(transforms: Iterable[Transform]) -> np.ndarray:
     """The 3x3 float64 matrix of affine transforms, read off what they do to three points."""
-    origin, x_unit, y_unit = transforms.apply_coords(np.array([[0.0, 0], [1, 0], [0, 1]]))
+    points = np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    # One by one: a TransformList looks at more than its transforms, at each call.
+    for transform in transforms:
+        points = transform.apply_coords(points)
     matrix = np.eye(3)
-    matrix[:2] = np.stack([x_unit - origin, y_unit - origin, origin], axis=1)
+    matrix[:2, :2] = (points[1:] - points[0]).T
+    matrix[:2, 2] = points[0]
     return matrix
 
 
@@ -82,18 +87,13 @@ def warp(
 def shift(img: np.ndarray, dx: int, dy: int, fill: int) -> np.ndarray:
     """Shift an image, (H, W) or (H, W, C), by whole pixels; what comes from outside is `fill`."""
     height, width = img.shape[:2]
-    moved = np.full_like(img, fill)
-    to_y, from_y = _overlap(height, dy)
-    to_x, from_x = _overlap(width, dx)
-    moved[to_y, to_x] = img[from_y, from_x]
-    return moved
-
-
-def _overlap(length: int, distance: int) -> tuple[slice, slice]:
-    """Where on a line that is shifted the old points come to lie, and which ones stay on it."""
-    kept = max(length - abs(distance), 0)
-    to_start, from_start = max(distance, 0), max(-distance, 0)
-    return slice(to_start, to_start + kept), slice(from_start, from_start + kept)
+    if abs(dx) >= width or abs(dy) >= height:
+        return np.full_like(img, fill)
+    kept = img[max(-dy, 0) : height - max(dy, 0), max(-dx, 0) : width - max(dx, 0)]
+    borders = (max(dy, 0), max(-dy, 0), max(dx, 0), max(-dx, 0))
+    moved = cv2.copyMakeBorder(kept, *borders, cv2.BORDER_CONSTANT, value=(fill,) * 4)
+    # OpenCV drops a channel axis of length 1.
+    return moved.reshape(img.shape)
 
 
 class AffineTransform(Transform):

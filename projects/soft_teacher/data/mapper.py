@@ -17,10 +17,11 @@ from soft_teacher.data.augmentation import (
     strong_augmentations,
     weak_augmentations,
 )
-from soft_teacher.data.geometry import matrix_of
-from soft_teacher.data.image_files import MAX_PIXELS, ImageError, read_image
+from soft_teacher.data.image_files import MAX_PIXELS, ImageError, OpenedImage, read_image
 from soft_teacher.data.randomness import seeded_sample
-from soft_teacher.data.rendering import ShapeInput, channels_first, render
+from soft_teacher.data.rendering import largest_reduction
+from soft_teacher.data.semantic_maps import SemanticMapReader
+from soft_teacher.data.views import draw_view, make_view, render_view
 
 
 class LabeledMapper:
@@ -32,6 +33,7 @@ class LabeledMapper:
         use_instance_mask: whether masks are kept.
         instance_mask_format: "polygon" or "bitmask".
         max_pixels: of an image that is decoded, see `read_image`.
+        semantic_maps: reads the maps of semantic labels; None without them.
     """
 
     @configurable
@@ -43,12 +45,14 @@ class LabeledMapper:
         use_instance_mask: bool = False,
         instance_mask_format: str = "polygon",
         max_pixels: int = MAX_PIXELS,
+        semantic_maps: SemanticMapReader | None = None,
     ) -> None:
         self._augmentations = T.AugmentationList(augmentations)
         self._image_format = image_format
         self._use_instance_mask = use_instance_mask
         self._instance_mask_format = instance_mask_format
         self._max_pixels = max_pixels
+        self._semantic_maps = semantic_maps
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -59,6 +63,7 @@ class LabeledMapper:
             "use_instance_mask": cfg.MODEL.MASK_ON,
             "instance_mask_format": cfg.INPUT.MASK_FORMAT,
             "max_pixels": cfg.INPUT.MAX_PIXELS,
+            "semantic_maps": SemanticMapReader.from_config(cfg),
         }
 
     def __call__(self, record: dict[str, Any], sample_seed: int) -> dict[str, Any]:
@@ -71,7 +76,7 @@ class LabeledMapper:
         Returns:
             The view (see `make_view`) and `instances`, in the view's frame, with `gt_boxes`
             (xyxy float32), `gt_classes` and, if wanted, `gt_masks`; crowds and objects that
-            the view has lost are dropped.
+            the view has lost are dropped. If wanted, also `sem_seg`, see `SemanticMapReader`.
 
         Raises:
             ImageError: the file cannot be read or has another size than the record states.
@@ -82,6 +87,8 @@ class LabeledMapper:
         view["instances"] = self._instances(
             record["annotations"], transforms, tuple(view["image"].shape[1:])
         )
+        if self._semantic_maps is not None:
+            view["sem_seg"] = self._semantic_maps(record, view)
         return view
 
     def _instances(
@@ -164,11 +171,15 @@ class TwoViewMapper:
             ImageError: the file cannot be read.
         """
         # A size that the record states wrongly does no harm here.
-        image = read_image(record["file_name"], self._image_format, None, self._max_pixels)
-        with seeded_sample(sample_seed):
-            weak, _ = make_view(image, record, self._weak_augmentations)
-            strong, _ = make_view(image, record, self._strong_augmentations)
-        return {"weak": weak, "strong": strong}
+        file = OpenedImage(record["file_name"], self._image_format, None, self._max_pixels)
+        with file, seeded_sample(sample_seed):
+            weak = draw_view(file.size, self._weak_augmentations)
+            strong = draw_view(file.size, self._strong_augmentations)
+            image = file.decode(largest_reduction(file.size, [weak.transforms, strong.transforms]))
+        return {
+            "weak": render_view(image, record, weak),
+            "strong": render_view(image, record, strong),
+        }
 
 
 class PseudoLabeledMapper:
@@ -311,34 +322,3 @@ def pseudo_label_instances(annotations: list[dict[str, Any]], size: tuple[int, i
         pred_classes=torch.tensor([x["category_id"] for x in objects], dtype=torch.int64),
         scores=torch.tensor([x["score"] for x in objects], dtype=torch.float32),
     )
-
-
-def make_view(
-    image: np.ndarray,
-    record: dict[str, Any],
-    augmentations: T.AugmentationList,
-    boxes: np.ndarray | None = None,
-) -> tuple[dict[str, Any], TransformList]:
-    """Augment an image.
-
-    Args:
-        image: (H, W, C) uint8, the original. Left unchanged.
-        record: gives `file_name` and `image_id`.
-        augmentations: draw from numpy's global generator.
-        boxes: (N, 4), xyxy, of the image, for augmentations that draw by them.
-
-    Returns:
-        The view, a dict of `image` (uint8 tensor, (C, H, W)), `matrix` (float32 tensor, (3, 3),
-        original to this view's pixels), `height`, `width`, `file_name` and `image_id`; and the
-        transforms that were applied.
-    """
-    transforms = augmentations(ShapeInput(image.shape, boxes))
-    view = {
-        "image": channels_first(render(image, transforms)),
-        "matrix": matrix_of(transforms),
-        "height": image.shape[0],
-        "width": image.shape[1],
-        "file_name": record["file_name"],
-        "image_id": record["image_id"],
-    }
-    return view, transforms

@@ -16,6 +16,7 @@ from soft_teacher.data import TwoViewMapper, mapper, rendering
 from soft_teacher.data.erase import EraseTransform
 from soft_teacher.data.fast_transforms import FastFlip, FastResize
 from soft_teacher.data.geometry import AffineTransform
+from soft_teacher.data.image_files import OpenedImage
 from soft_teacher.data.memory import keep_freed_memory
 from soft_teacher.engine.benchmark.comparison import spread
 from soft_teacher.engine.benchmark.phase_clock import TOTAL, PhaseClock
@@ -26,14 +27,16 @@ REPEATS = 3
 # What belongs to which part. A turn or shear that is sampled together with the resize before it
 # is geometry.
 PARTS: tuple[tuple[object, str, str], ...] = (
-    (mapper, "read_image", DECODE),
+    (mapper, "OpenedImage", DECODE),
+    (OpenedImage, "decode", DECODE),
     (FastResize, "apply_image", "resize and flip"),
+    (FastResize, "apply_planes", "resize and flip"),
     (FastFlip, "apply_image", "resize and flip"),
     (T.ColorTransform, "apply_image", "color"),
     (AffineTransform, "apply_image", "geometry"),
     (rendering, "warp", "geometry"),
     (EraseTransform, "erase", "erase"),
-    (mapper, "channels_first", "to tensor"),
+    (rendering, "channels_first", "to tensor"),
 )
 
 
