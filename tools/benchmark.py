@@ -24,17 +24,13 @@ from detectron2.config import CfgNode
 
 from soft_teacher.analysis.results import text_table, versions, write_json
 from soft_teacher.config import load_config, settle_device
-from soft_teacher.engine.benchmark import BatchShape, Measurement, measure
+from soft_teacher.engine.benchmark import Measurement, measure
+from soft_teacher.engine.benchmark.arguments import TITLES, add_step_arguments, step_shape
 from soft_teacher.engine.benchmark.comparison import CONTENDERS
 from soft_teacher.engine.benchmark.memory import measure_peaks
 from soft_teacher.engine.training_run import path_from_here
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs/coco/soft_teacher_R_50_FPN_10pct.yaml"
-TITLES = {
-    "soft_teacher": "Soft Teacher, a step",
-    "supervised": "(a) Detectron2, a supervised step",
-    "inference": "(b) Detectron2, inference",
-}
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -42,13 +38,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--labeled", type=int, default=1, help="labeled images a step")
-    parser.add_argument("--unlabeled", type=int, default=4, help="unlabeled images a step")
-    parser.add_argument("--height", type=int, default=480, help="of the images, in pixels")
-    parser.add_argument("--width", type=int, default=640)
-    parser.add_argument(
-        "--pseudo-boxes", type=int, default=17, help="boxes in each image, labeled ones too"
-    )
+    add_step_arguments(parser, CONFIG)
     parser.add_argument("--steps", type=int, default=10, help="measured steps, 2 or more")
     parser.add_argument("--warmup", type=int, default=2, help="steps before, which do not count")
     parser.add_argument(
@@ -65,16 +55,11 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="also measure the peak memory of both training steps, each in a process of its own",
     )
     parser.add_argument("--threads", type=int, help="of torch on the CPU (default: torch's choice)")
-    parser.add_argument("--config-file", type=Path, default=CONFIG)
-    parser.add_argument("--json", type=Path, help="file to write all numbers to")
-    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="keys of the config")
     args = parser.parse_args(argv)
-    for name, least in {
-        **dict.fromkeys(("labeled", "unlabeled", "height", "width"), 1),
-        **{"pseudo_boxes": 0, "steps": 2, "warmup": 0},
-    }.items():
+    args.shape = step_shape(parser, args)
+    for name, least in {"steps": 2, "warmup": 0}.items():
         if getattr(args, name) < least:
-            parser.error(f"--{name.replace('_', '-')} must be {least} or more")
+            parser.error(f"--{name} must be {least} or more")
     return args
 
 
@@ -90,7 +75,7 @@ def describe_run(args: argparse.Namespace, cfg: CfgNode) -> dict[str, Any]:
     """Arguments, versions and machine, for the file."""
     device = torch.device(cfg.MODEL.DEVICE)
     on_gpu = device.type == "cuda"
-    arguments = {k: v for k, v in vars(args).items() if k != "json"}
+    arguments = {k: v for k, v in vars(args).items() if k not in ("json", "shape")}
     arguments["config_file"] = path_from_here(args.config_file)
     dtype = ("float16" if on_gpu else "bfloat16") if args.amp else "float32"
     return {
@@ -167,11 +152,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     cfg = read_config(args)
-    shape = BatchShape(args.labeled, args.unlabeled, args.height, args.width, args.pseudo_boxes)
-    result = measure(cfg, shape, args.steps, args.warmup, args.stock_as_is)
+    result = measure(cfg, args.shape, args.steps, args.warmup, args.stock_as_is)
     content = {**describe_run(args, cfg), **describe_results(result)}
     if args.memory:
-        content["peak_bytes"] = measure_peaks(cfg, shape)
+        content["peak_bytes"] = measure_peaks(cfg, args.shape)
     print_results(args, content)
     if args.json:
         write_json(args.json, content)

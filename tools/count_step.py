@@ -24,16 +24,12 @@ from detectron2.config import CfgNode
 from soft_teacher.analysis.results import text_table, write_json
 from soft_teacher.config import load_config
 from soft_teacher.engine.benchmark import BatchShape
+from soft_teacher.engine.benchmark.arguments import TITLES, add_step_arguments, step_shape
 from soft_teacher.engine.benchmark.arithmetic import StepWork, count_step
 from soft_teacher.engine.benchmark.building import build_soft_teacher, build_stock_contenders
 from soft_teacher.engine.benchmark.host_reads import count_host_reads
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs/coco/soft_teacher_R_50_FPN_10pct.yaml"
-CONTENDERS = {
-    "soft_teacher": "Soft Teacher, a step",
-    "supervised": "(a) Detectron2, a supervised step",
-    "inference": "(b) Detectron2, inference",
-}
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -41,15 +37,10 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--labeled", type=int, default=1, help="labeled images a step")
-    parser.add_argument("--unlabeled", type=int, default=4, help="unlabeled images a step")
-    parser.add_argument("--height", type=int, default=480, help="of the images, in pixels")
-    parser.add_argument("--width", type=int, default=640)
-    parser.add_argument("--pseudo-boxes", type=int, default=17, help="boxes in each image")
-    parser.add_argument("--config-file", type=Path, default=CONFIG)
-    parser.add_argument("--json", type=Path, help="file to write all counts to")
-    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="keys of the config")
-    return parser.parse_args(argv)
+    add_step_arguments(parser, CONFIG)
+    args = parser.parse_args(argv)
+    args.shape = step_shape(parser, args)
+    return args
 
 
 def count(cfg: CfgNode, shape: BatchShape) -> dict[str, Any]:
@@ -69,7 +60,7 @@ def count(cfg: CfgNode, shape: BatchShape) -> dict[str, Any]:
     work = count_step(soft_teacher, supervised, inference, num_jittered)
     reads = {
         name: count_host_reads(contender.run)
-        for name, contender in zip(CONTENDERS, (soft_teacher, supervised, inference), strict=True)
+        for name, contender in zip(TITLES, (soft_teacher, supervised, inference), strict=True)
     }
     return {**describe_work(work), "host_reads": reads}
 
@@ -79,7 +70,7 @@ def describe_work(work: StepWork) -> dict[str, Any]:
     return {
         **{
             name: {"flops": getattr(work, name).flops, "traffic_bytes": getattr(work, name).traffic}
-            for name in CONTENDERS
+            for name in TITLES
         },
         "judging_flops": work.judging,
         "floor_flops": work.floor,
@@ -100,7 +91,7 @@ def print_counts(counts: dict[str, Any]) -> None:
             f"{counts[name]['traffic_bytes'] / 1e9:.1f}",
             *(str(n) for n in _reads_by_package(counts["host_reads"][name])),
         ]
-        for name, title in CONTENDERS.items()
+        for name, title in TITLES.items()
     ]
     rows.insert(
         3, ["(c) the teacher's judgement", f"{counts['judging_flops'] / 1e9:.1f}", *3 * [""]]
@@ -138,8 +129,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     cfg = load_config(str(args.config_file), args.opts)
     # Modes that count see operations on the CPU alike.
     cfg.MODEL.DEVICE = "cpu"
-    shape = BatchShape(args.labeled, args.unlabeled, args.height, args.width, args.pseudo_boxes)
-    counts = count(cfg, shape)
+    counts = count(cfg, args.shape)
     print_counts(counts)
     if args.json:
         write_json(args.json, counts)
