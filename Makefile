@@ -60,7 +60,8 @@ demo-seeds: $(READY) ## the demo with several seeds, also against supervised tra
 	@$(INSTALL_SECONDS) $(RUN) tools/demo.py --seeds $(SEEDS) --equal-time $(ARGS)
 
 test: $(READY) ## run the tests, $(JOBS) files at a time
-	@OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+	@OMP_NUM_THREADS=1 $(RUN) -m pytest $$($(RUN) -c 'import xdist' 2>/dev/null && \
+		printf -- '-n $(JOBS) --dist loadfile') $(ARGS)
 
 test-kill: $(READY) ## kill trainings at $(KILLS) moments and see that nothing is lost
 	@$(RUN) -m pytest tests/test_interruptions.py -k killed --kills $(KILLS) $(ARGS)
