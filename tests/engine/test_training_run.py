@@ -5,7 +5,11 @@ import json
 import pytest
 
 from soft_teacher import add_soft_teacher_config, config
-from soft_teacher.engine.training_run import TrainingFailedError, TrainingRun
+from soft_teacher.engine.training_run import (
+    TrainingFailedError,
+    TrainingRun,
+    stretched_schedule,
+)
 
 # In place of train_net.py: logs its arguments, and fails while a file named "fail" is there.
 SCRIPT = """
@@ -150,6 +154,23 @@ def test_a_training_is_stretched_to_a_time_with_its_schedule(make):
     assert longer.SOLVER.MAX_ITER == 500
     assert longer.SOLVER.STEPS == (250, 375)
     assert longer.TEST.EVAL_PERIOD == 100
+
+
+def test_burn_in_and_decay_are_stretched_with_the_schedule(make):
+    keys = ("SOFT_TEACHER.BURN_IN_ITERS", "60", "SOFT_TEACHER.UNLABELED_DECAY_ITERS", "30")
+    cfg = make(*keys).config()
+    longer = make(*stretched_schedule(cfg, 3)).config()
+    assert longer.SOLVER.MAX_ITER == 600
+    assert longer.SOFT_TEACHER.BURN_IN_ITERS == 180
+    assert longer.SOFT_TEACHER.UNLABELED_DECAY_ITERS == 90
+
+
+def test_what_is_turned_off_is_not_stretched(make):
+    cfg = make("TEST.EVAL_PERIOD", "0").config()
+    longer = make(*stretched_schedule(cfg, 4)).config()
+    assert longer.TEST.EVAL_PERIOD == 0
+    assert longer.SOFT_TEACHER.BURN_IN_ITERS == 0
+    assert longer.SOFT_TEACHER.UNLABELED_DECAY_ITERS == 0
 
 
 def test_progress_is_that_of_the_last_logged_iteration(make):

@@ -222,16 +222,20 @@ class TrainingRun:
 def stretched_schedule(cfg: CfgNode, factor: float) -> tuple[str, ...]:
     """Overrides for a training that is so many times as long.
 
-    All iteration counts of the schedule are scaled alike, so that it keeps its shape.
+    The schedule keeps its shape, but for the warmup: for how long the first steps must be small
+    does not depend on how many there are in all. 0, which turns a part of it off, stays 0.
     """
 
     def scaled(iterations: int) -> int:
-        return max(1, round(factor * iterations))
+        return max(1, round(factor * iterations)) if iterations else 0
 
+    soft_teacher = cfg.SOFT_TEACHER
     return (
         *("SOLVER.MAX_ITER", str(scaled(cfg.SOLVER.MAX_ITER))),
         *("SOLVER.STEPS", str(tuple(scaled(x) for x in cfg.SOLVER.STEPS))),
         *("TEST.EVAL_PERIOD", str(scaled(cfg.TEST.EVAL_PERIOD))),
+        *("SOFT_TEACHER.BURN_IN_ITERS", str(scaled(soft_teacher.BURN_IN_ITERS))),
+        *("SOFT_TEACHER.UNLABELED_DECAY_ITERS", str(scaled(soft_teacher.UNLABELED_DECAY_ITERS))),
     )
 
 
