@@ -66,6 +66,14 @@ def forget_second_process(content: dict) -> None:
     content["random_states"][1] = content["random_states"][0]
 
 
+def resume_at_each(config: str, folder: str | Path, stops: list[int], *options: Any) -> None:
+    """A whole training in FOLDER/whole and resumed ones in FOLDER/STOP."""
+    place = Path(folder)
+    train(config, place / "whole", *WHOLE, *options)
+    for stop in stops:
+        resume(config, place / "whole", stop, place / str(stop), *RESUMED, *options)
+
+
 def train_and_resume(config: str, folder: str, stops: list[int]) -> None:
     """A whole training in FOLDER/W/whole and resumed ones in FOLDER/W/STOP, with W workers.
 
@@ -77,10 +85,7 @@ def train_and_resume(config: str, folder: str, stops: list[int]) -> None:
         multiprocessing.set_forkserver_preload(["train_net"])
     for num_workers in (0, 2):
         place = Path(folder, str(num_workers))
-        options = [*RESUMED, "DATALOADER.NUM_WORKERS", num_workers]
-        train(config, place / "whole", *WHOLE, *options[len(RESUMED) :])
-        for stop in stops:
-            resume(config, place / "whole", stop, place / str(stop), *options)
+        resume_at_each(config, place, stops, "DATALOADER.NUM_WORKERS", num_workers)
     if comm.get_world_size() > 1:
         place = Path(folder, "0")
         target = place / "forgot"

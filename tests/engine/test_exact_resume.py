@@ -12,7 +12,15 @@ from detectron2.utils.events import get_event_storage
 
 import train_net
 from ddp_worker import launch_two
-from resumed_trainings import MAX_ITER, RESUMED, WHOLE, resume, train, train_and_resume
+from resumed_trainings import (
+    MAX_ITER,
+    RESUMED,
+    WHOLE,
+    resume,
+    resume_at_each,
+    train,
+    train_and_resume,
+)
 from soft_teacher.engine import trainer
 from soft_teacher.engine.checkpointing import SoftTeacherCheckpointer
 from soft_teacher.engine.precision import Precision
@@ -56,6 +64,19 @@ def test_a_training_resumes_exactly_inside_the_decay_of_unlabeled_images(tmp_pat
     for stop in (2, 4, 5):
         resume(config, whole, stop, tmp_path / str(stop), *RESUMED)
         assert_same(checkpoint(tmp_path / str(stop)), checkpoint(whole))
+
+
+@pytest.mark.slow
+def test_two_processes_resume_exactly_inside_the_decay_of_unlabeled_images(tmp_path):
+    # Each process has its one unlabeled image in all but the last two of seven iterations.
+    config = write_config(tmp_path, **NARROW, SOFT_TEACHER__UNLABELED_DECAY_ITERS=6)
+    stops = [2, 4]
+    launch_two(resume_at_each, config, tmp_path, stops)
+    state = checkpoint(tmp_path / "whole")["trainer"]["_trainer"]
+    counts = (state["labeled"]["num_consumed"], state["unlabeled"]["num_consumed"])
+    assert counts == (MAX_ITER, MAX_ITER - 2)
+    for stop in stops:
+        assert_resumed_like(tmp_path / "whole", tmp_path / str(stop))
 
 
 @pytest.mark.slow
