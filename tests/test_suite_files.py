@@ -28,9 +28,12 @@ def test_there_is_a_suite_for_every_table():
 
 
 @pytest.mark.parametrize("path", SUITES, ids=lambda path: path.stem)
-def test_every_row_of_a_suite_cites_the_paper_and_goes_with_its_base(module, path, capsys):
+def test_every_row_of_a_suite_goes_with_its_base_and_those_of_tables_cite_the_paper(
+    module, path, capsys
+):
     suite = read_suite(path)
-    assert all("AP" in x.paper for x in suite.rows)
+    if suite.table is not None:
+        assert all("AP" in x.paper for x in suite.rows)
     base = BASES.get(path.stem, PARTIAL)
     options = [*ONE_REPETITION, "--dry-run", "--all-sets", "coco_2017_train"]
     assert module.main([str(path), "--base", str(base), *options]) == 0

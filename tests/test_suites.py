@@ -57,6 +57,15 @@ def test_the_table_holds_mean_and_deviation_of_every_row_beside_the_papers_numbe
     assert (folder / "table.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_suite_that_the_paper_has_not_cites_nothing(bench):
+    rows = [lr_row("slow", 0.02) | {"paper": {}}, lr_row("fast", 0.03) | {"paper": {}}]
+    assert bench.run(bench.suite(rows), "--seeds", 0) == 0
+    text = (bench.folder / "out/suite/table.md").read_text()
+    assert "| slow | 1 of 1 | 20.0 | 21.0 |\n" in text
+    assert "AP, paper" not in text and "named paper" not in text
+    assert bench.rows()["slow"]["paper"] == {}
+
+
 def test_what_is_finished_is_not_done_again_and_a_changed_row_is(bench, capsys):
     rows = [lr_row("a", 0.02), lr_row("b", 0.03)]
     bench.run(bench.suite(rows))

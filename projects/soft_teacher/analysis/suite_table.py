@@ -42,13 +42,14 @@ def markdown(
         [row.name, _count(row), *(numbers.get(row.name, NOTHING) for numbers in columns.values())]
         for row in rows
     ]
+    cites = any(row.paper for row in rows)
     lines = [f"# {title}", "", f"{setting}", ""]
     lines += [_line(header), _line(["---"] * len(header)), *map(_line, body), ""]
     lines += [
         "AP is COCO's, in percent, of the final checkpoint, evaluated once at the end. Mean ± "
         f"standard deviation over the finished repetitions (ddof = {DDOF}: the sum of squares is "
-        f"divided by n - {DDOF}); no deviation is given of a single one. Columns named paper are "
-        "the paper's numbers on COCO.",
+        f"divided by n - {DDOF}); no deviation is given of a single one."
+        + (" Columns named paper are the paper's numbers on COCO." if cites else ""),
         "",
     ]
     if gap is not None:
@@ -89,9 +90,9 @@ def _columns(rows: Sequence[RowResult], gap: GapClosed | None) -> dict[str, dict
             if model == MODELS[0] or any(numbers.values()):
                 columns[f"{metric}, {model}"] = {k: format_number(v) for k, v in numbers.items()}
         # The paper's are cited as they are printed there.
-        columns[f"{metric}, paper"] = {
-            row.name: str(row.paper[metric]) for row in rows if metric in row.paper
-        }
+        cited = {row.name: str(row.paper[metric]) for row in rows if metric in row.paper}
+        if cited:
+            columns[f"{metric}, paper"] = cited
     if gap is not None:
         for model in MODELS:
             columns[f"{GAP}, {model}"] = _fractions(gap_closed(rows, gap, model))
