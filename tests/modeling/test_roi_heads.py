@@ -1,5 +1,7 @@
 """RoI heads: judging boxes as a teacher, learning from pseudo boxes as a student."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -19,8 +21,8 @@ from rois import (
     stock_pass,
     targets,
 )
-from soft_teacher.modeling import SoftTeacherROIHeads
 from soft_teacher.modeling.guidance import Guidance, PseudoLabelRules
+from soft_teacher.modeling.roi_settings import ROISettings
 from tiny import NUM_CLASSES, detections, plain_view, random_boxes, tiny_config, tiny_model
 
 
@@ -57,7 +59,8 @@ def test_one_pass_equals_two_separate_passes(setting):
 
 def test_literal_equation_10_is_a_mean_over_foreground_then_images(setting):
     _, model, boxes, guidance, proposals = setting
-    model.roi_heads.reg_normalizer = "foreground"
+    heads = model.roi_heads
+    heads.soft_teacher = replace(heads.soft_teacher, reg_normalizer="foreground")
     with EventStorage():
         features = features_of(model, 2)
         found = model.roi_heads.unlabeled_losses(
@@ -109,7 +112,8 @@ def test_regression_positives_outside_the_sample_are_added_and_limited():
 
 def test_soft_weighting_off_is_the_plain_mean(setting):
     _, model, boxes, guidance, proposals = setting
-    model.roi_heads.reliability = "none"
+    heads = model.roi_heads
+    heads.soft_teacher = replace(heads.soft_teacher, reliability="none")
     with EventStorage():
         features = features_of(model, 2)
         found = model.roi_heads.unlabeled_losses(
@@ -183,7 +187,7 @@ def test_proposals_wholly_missing_give_losses_connected_to_the_graph():
 def test_a_head_without_background_probability_is_refused():
     cfg = tiny_config(**{"MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE": True})
     with pytest.raises(ValueError, match=r"MODEL\.ROI_BOX_HEAD\.USE_SIGMOID_CE"):
-        SoftTeacherROIHeads.soft_teacher_args(cfg)
+        ROISettings.from_config(cfg)
 
 
 def test_autocast_does_not_round_the_boxes_to_judge():

@@ -60,13 +60,11 @@ class MaskRules:
 class PseudoMaskMixin:
     """Adds to a Detectron2 RoI head the mask loss on unlabeled images.
 
-    It knows one mask head. A head with several says so by :meth:`_predict_masks` and `stage`.
+    The head's `soft_teacher.mask_rules` say how. It knows one mask head; a head with several says
+    so by :meth:`_predict_masks` and `stage`.
     """
 
-    mask_rules: MaskRules
-
-    def _init_mask_rules(self, rules: MaskRules) -> None:
-        self.mask_rules = rules
+    def _check_mask_head(self) -> None:
         if self.mask_on and not isinstance(self.mask_head, BaseMaskRCNNHead):
             raise ValueError(
                 f"MODEL.ROI_MASK_HEAD.NAME names a {type(self.mask_head).__name__}, which does not "
@@ -114,11 +112,12 @@ class PseudoMaskMixin:
             boxes, [match.target for match in chosen], logits.shape[-1]
         )
         suffix = "" if stage is None else f"_stage{stage}"
-        note_agreement(logits, probabilities >= self.mask_rules.threshold, known, guidance, suffix)
+        rules = self.soft_teacher.mask_rules
+        note_agreement(logits, probabilities >= rules.threshold, known, guidance, suffix)
         guidance.normalizers[f"loss_mask{suffix}"] = logits.new_full((), len(logits))
-        loss = mask_loss(logits, self.mask_rules.targets(probabilities), known)
+        loss = mask_loss(logits, rules.targets(probabilities), known)
         head = self.mask_head if stage is None else self.mask_head[stage]
-        return {f"loss_mask{suffix}": loss * self.mask_rules.loss_weight * head.loss_weight}
+        return {f"loss_mask{suffix}": loss * rules.loss_weight * head.loss_weight}
 
 
 def teaching(matches: list[Match], teaches: list[Tensor]) -> list[Match]:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
+from detectron2.layers import ShapeSpec
 from detectron2.modeling import ROI_HEADS_REGISTRY, StandardROIHeads
 from detectron2.modeling.matcher import Matcher
 from detectron2.modeling.roi_heads import FastRCNNOutputLayers
@@ -16,9 +17,8 @@ from detectron2.structures import Boxes, Instances, pairwise_iou
 from torch import Tensor
 
 from soft_teacher.modeling.background_evidence import gather_evidence
-from soft_teacher.modeling.background_weighting import CLS_NORMALIZERS, REG_NORMALIZERS
-from soft_teacher.modeling.guidance import GuidanceInView, check_choice
-from soft_teacher.modeling.mask_losses import MaskRules, PseudoMaskMixin
+from soft_teacher.modeling.guidance import GuidanceInView
+from soft_teacher.modeling.mask_losses import PseudoMaskMixin
 from soft_teacher.modeling.masked_rows import rows_where
 from soft_teacher.modeling.reliability import INDICATORS
 from soft_teacher.modeling.roi_losses import RoILosses, unlabeled_roi_losses
@@ -28,6 +28,7 @@ from soft_teacher.modeling.roi_sampling import (
     foreground,
     join_matches,
 )
+from soft_teacher.modeling.roi_settings import ROISettings
 from soft_teacher.modeling.soft_nms import SoftNmsMixin
 from soft_teacher.modeling.view_geometry import clip_boxes
 
@@ -46,41 +47,26 @@ class SoftTeacherROIMixin(SoftNmsMixin, PseudoMaskMixin):
 
     first_stage: int | None = None
 
-    def _init_soft_teacher(
-        self, reliability: str, cls_normalizer: str, reg_normalizer: str, mask_rules: MaskRules
-    ) -> None:
-        self._init_mask_rules(mask_rules)
-        self.reliability = reliability
-        self.cls_normalizer = cls_normalizer
-        self.reg_normalizer = reg_normalizer
+    @configurable
+    def __init__(self, *, soft_teacher: ROISettings, **kwargs):
+        """
+        Args:
+            soft_teacher: how it teaches and learns.
+            kwargs: those of Detectron2's head.
+        """
+        super().__init__(**kwargs)
+        self.soft_teacher = soft_teacher
+        self._check_mask_head()
 
-    @staticmethod
-    def soft_teacher_args(cfg: CfgNode) -> dict[str, Any]:
-        """Arguments of this mixin from a config.
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
+        """Arguments of the constructor, read from the config.
 
         Raises:
             ValueError: a key has a value that is not among its choices, or excludes another.
         """
-        st = cfg.SOFT_TEACHER
-        choices = (*INDICATORS, "none")
-        check_choice("SOFT_TEACHER.BACKGROUND.RELIABILITY", st.BACKGROUND.RELIABILITY, choices)
-        check_choice(
-            "SOFT_TEACHER.BACKGROUND.NORMALIZER", st.BACKGROUND.NORMALIZER, CLS_NORMALIZERS
-        )
-        check_choice(
-            "SOFT_TEACHER.REGRESSION.NORMALIZER", st.REGRESSION.NORMALIZER, REG_NORMALIZERS
-        )
-        if cfg.MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE:
-            raise ValueError(
-                "MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE has no background probability, which weights "
-                "the unlabeled background; set it to False."
-            )
-        return {
-            "reliability": st.BACKGROUND.RELIABILITY,
-            "cls_normalizer": st.BACKGROUND.NORMALIZER,
-            "reg_normalizer": st.REGRESSION.NORMALIZER,
-            "mask_rules": MaskRules.from_config(cfg),
-        }
+        args = super().from_config(cfg, input_shape)
+        return {**args, "soft_teacher": ROISettings.from_config(cfg)}
 
     def score_and_refine(
         self,
@@ -215,7 +201,8 @@ class SoftTeacherROIMixin(SoftNmsMixin, PseudoMaskMixin):
 
     @property
     def _indicator_needs(self) -> tuple[str, ...]:
-        return () if self.reliability == "none" else INDICATORS[self.reliability].needs
+        name = self.soft_teacher.reliability
+        return () if name == "none" else INDICATORS[name].needs
 
     def _stage_losses(
         self,
@@ -225,15 +212,16 @@ class SoftTeacherROIMixin(SoftNmsMixin, PseudoMaskMixin):
         evidence: dict[str, Tensor],
     ) -> RoILosses:
         """The losses of one stage by its predictions, logits (R, K+1) and deltas (R, 4K or 4)."""
+        settings = self.soft_teacher
         return unlabeled_roi_losses(
             *predictions,
             samples,
             evidence,
             predictor,
             num_classes=self.num_classes,
-            reliability=self.reliability,
-            cls_normalizer=self.cls_normalizer,
-            reg_normalizer=self.reg_normalizer,
+            reliability=settings.reliability,
+            cls_normalizer=settings.cls_normalizer,
+            reg_normalizer=settings.reg_normalizer,
         )
 
     @staticmethod
@@ -247,23 +235,6 @@ class SoftTeacherROIMixin(SoftNmsMixin, PseudoMaskMixin):
 @ROI_HEADS_REGISTRY.register()
 class SoftTeacherROIHeads(SoftTeacherROIMixin, StandardROIHeads):
     """The heads of Faster R-CNN under Soft Teacher; parameters are those of the parent."""
-
-    @configurable
-    def __init__(
-        self,
-        *,
-        reliability: str,
-        cls_normalizer: str,
-        reg_normalizer: str,
-        mask_rules: MaskRules,
-        **kwargs,
-    ):
-        super().__init__(**kwargs)
-        self._init_soft_teacher(reliability, cls_normalizer, reg_normalizer, mask_rules)
-
-    @classmethod
-    def from_config(cls, cfg: CfgNode, input_shape) -> dict:
-        return {**super().from_config(cfg, input_shape), **cls.soft_teacher_args(cfg)}
 
     @torch.no_grad()
     def score_and_refine(

@@ -4,8 +4,11 @@ Shape shorthand: N images, R_i boxes of image i, R boxes of all images, K classe
 background). The choices made here are defined in docs/cascade.md.
 """
 
+from typing import Any
+
 import torch
-from detectron2.config import CfgNode, configurable
+from detectron2.config import CfgNode
+from detectron2.layers import ShapeSpec
 from detectron2.modeling import ROI_HEADS_REGISTRY
 from detectron2.modeling.roi_heads import CascadeROIHeads
 from detectron2.structures import Boxes, Instances
@@ -13,13 +16,10 @@ from torch import Tensor
 
 from soft_teacher.modeling.background_evidence import gather_evidence
 from soft_teacher.modeling.cascade_sampling import sample_of_next_stage
-from soft_teacher.modeling.guidance import GuidanceInView, check_choice
-from soft_teacher.modeling.mask_losses import MaskRules
+from soft_teacher.modeling.guidance import GuidanceInView
 from soft_teacher.modeling.roi_heads import SoftTeacherROIMixin
 from soft_teacher.modeling.roi_sampling import UnlabeledSample
 from soft_teacher.modeling.score_average import average_scores
-
-JUDGES = ("stage", "ensemble")
 
 
 class SoftTeacherCascadeMixin(SoftTeacherROIMixin):
@@ -29,16 +29,14 @@ class SoftTeacherCascadeMixin(SoftTeacherROIMixin):
     `proposal_matchers` by stage, and `_run_stage`. Box regression does not depend on the class.
 
     Attributes:
-        judge: "stage" or "ensemble", see SOFT_TEACHER.CASCADE.JUDGE.
         score_average: of `average_scores`, how stages make one score in inference.
     """
 
-    judge: str
     score_average: str = "probabilities"
 
-    @staticmethod
-    def cascade_args(cfg: CfgNode) -> dict[str, str]:
-        """Arguments of this mixin from a config, beside those of `soft_teacher_args`.
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
+        """Arguments of the constructor, read from the config.
 
         Raises:
             ValueError: a key has a value that is not among its choices, or excludes a cascade.
@@ -48,13 +46,11 @@ class SoftTeacherCascadeMixin(SoftTeacherROIMixin):
                 f"MODEL.ROI_HEADS.NAME is {cfg.MODEL.ROI_HEADS.NAME}, whose stages hand boxes on "
                 "without a class; set MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG to True."
             )
-        judge = cfg.SOFT_TEACHER.CASCADE.JUDGE
-        check_choice("SOFT_TEACHER.CASCADE.JUDGE", judge, JUDGES)
-        return {"judge": judge}
+        return super().from_config(cfg, input_shape)
 
     def _judging_stage(self, stage: int) -> int | None:
         """Which stage of the teacher judges boxes of this stage of the student; None is all."""
-        return stage if self.judge == "stage" else None
+        return stage if self.soft_teacher.judge == "stage" else None
 
     @property
     def first_stage(self) -> int | None:
@@ -213,23 +209,3 @@ def _check_finite(boxes: Tensor) -> None:
 @ROI_HEADS_REGISTRY.register()
 class SoftTeacherCascadeROIHeads(SoftTeacherCascadeMixin, CascadeROIHeads):
     """The heads of Cascade R-CNN under Soft Teacher; parameters are those of the parent."""
-
-    @configurable
-    def __init__(
-        self,
-        *,
-        reliability: str,
-        cls_normalizer: str,
-        reg_normalizer: str,
-        mask_rules: MaskRules,
-        judge: str,
-        **kwargs,
-    ):
-        super().__init__(**kwargs)
-        self._init_soft_teacher(reliability, cls_normalizer, reg_normalizer, mask_rules)
-        self.judge = judge
-
-    @classmethod
-    def from_config(cls, cfg: CfgNode, input_shape) -> dict:
-        own = {**cls.soft_teacher_args(cfg), **cls.cascade_args(cfg)}
-        return {**super().from_config(cfg, input_shape), **own}

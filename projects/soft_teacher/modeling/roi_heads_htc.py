@@ -7,7 +7,6 @@ background). The choices made here are defined in docs/htc.md.
 from dataclasses import replace
 
 import torch
-from detectron2.config import CfgNode, configurable
 from detectron2.modeling import ROI_HEADS_REGISTRY
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
@@ -20,7 +19,6 @@ from soft_teacher.modeling.htc_sampling import (
     entering_first_stage,
     entering_next_stage,
 )
-from soft_teacher.modeling.mask_losses import MaskRules
 from soft_teacher.modeling.roi_heads_cascade import SoftTeacherCascadeMixin
 from soft_teacher.modeling.roi_sampling import (
     Match,
@@ -34,29 +32,8 @@ from soft_teacher.modeling.roi_sampling import (
 class SoftTeacherHTCROIHeads(SoftTeacherCascadeMixin, HTCROIHeads):
     """The heads of HTC, or of mmdetection's cascades, under Soft Teacher."""
 
-    @configurable
-    def __init__(
-        self,
-        *,
-        reliability: str,
-        cls_normalizer: str,
-        reg_normalizer: str,
-        mask_rules: MaskRules,
-        judge: str,
-        **kwargs,
-    ):
-        super().__init__(**kwargs)
-        self._init_soft_teacher(reliability, cls_normalizer, reg_normalizer, mask_rules)
-        self.judge = judge
-
-    @classmethod
-    def from_config(cls, cfg: CfgNode, input_shape) -> dict:
-        own = {**cls.soft_teacher_args(cfg), **cls.cascade_args(cfg)}
-        return {**super().from_config(cfg, input_shape), **own}
-
-    def _init_mask_rules(self, rules: MaskRules) -> None:
-        # All of this head's mask heads are of the one kind that can learn.
-        self.mask_rules = rules
+    def _check_mask_head(self) -> None:
+        """All of this head's mask heads are of the one kind that can learn."""
 
     def score_and_refine(
         self,
