@@ -255,6 +255,14 @@ def test_htc_plus_plus_recipes_hold_what_is_published_of_it(name):
     assert (solver.OPTIMIZER, solver.BASE_LR, solver.WEIGHT_DECAY) == ("ADAMW", 1e-4, 0.05)
     assert (solver.IMS_PER_BATCH, solver.WEIGHT_DECAY_NORM) == (16, 0.0)
     assert cfg.DATASETS.TRAIN == ("coco_2017_train",)
+    htc = load("coco/soft_teacher_htc_R_50_FPN_10pct.yaml").MODEL
+    assert (model.ROI_BOX_HEAD.SMOOTH_L1_BETA, model.RPN.SMOOTH_L1_BETA) == (1.0, 0.1111111)
+    for section in ("RPN", "ROI_BOX_CASCADE_HEAD", "ROI_MASK_HEAD"):
+        assert model[section] == htc[section]
+    assert (model.ROI_HEADS.NAME, model.ROI_HEADS.SCORE_THRESH_TEST) == (
+        htc.ROI_HEADS.NAME,
+        htc.ROI_HEADS.SCORE_THRESH_TEST,
+    )
     system, start, test = re.fullmatch(
         "(.*)_htc_plus_plus_swin_L(_objects365)?_FPN_full_270k(_multi_scale)?", name
     ).groups(default="")
@@ -281,6 +289,7 @@ def test_one_stage_recipes_are_those_of_faster_r_cnn_but_for_detector_and_thresh
     assert cfg.SOLVER.BASE_LR == 0.005
     assert model[head_section(cfg)].SCORE_THRESH_TEST == other.MODEL.ROI_HEADS.SCORE_THRESH_TEST
     assert st.PSEUDO_LABELS.MIN_SCORE < st.PSEUDO_LABELS.CLS_SCORE == 0.5
+    assert not st.ENABLED or st.PSEUDO_LABELS.REG_VARIANCE == 0.05
     other.MODEL, other.SOLVER.BASE_LR, other.OUTPUT_DIR = model, 0.005, cfg.OUTPUT_DIR
     for key in ("PSEUDO_LABELS", "UNSUP_LOSS_WEIGHT", "BURN_IN_ITERS"):
         other.SOFT_TEACHER[key] = st[key]

@@ -17,7 +17,7 @@ from detectron2.engine import default_argument_parser
 
 import train_net
 from forked_trainings import ROOT, ForkedTrainings
-from soft_teacher.engine.safe_loading import is_complete
+from soft_teacher.safe_loading import is_complete
 from tiny_training import NARROW, assert_same, checkpoint, write_config
 
 STOP_SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR2]

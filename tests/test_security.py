@@ -17,8 +17,8 @@ import train_net
 from soft_teacher import load_config
 from soft_teacher.engine import SoftTeacherCheckpointer, load_models
 from soft_teacher.engine.export import read_model
-from soft_teacher.engine.safe_loading import check_pickle, load_tensors
 from soft_teacher.modeling.backbones.timm_weights import load_timm_weights
+from soft_teacher.safe_loading import check_pickle, load_arrays, load_tensors
 from tiny import tiny_config
 from tiny_training import NARROW, write_config
 
@@ -203,7 +203,7 @@ def test_weights_that_run_code_are_refused_by_the_export_and_by_timm(attack, tmp
         tool("export_model").main([str(attack), "--model", "teacher"])
     timm = pytest.importorskip("timm")
     net = timm.create_model("resnet18", features_only=True)
-    with pytest.raises(ValueError, match=r"MODEL\.TIMM\.WEIGHTS.*not a file of tensors"):
+    with pytest.raises(ValueError, match=r"MODEL\.TIMM\.WEIGHTS.*not a (safe )?file of"):
         load_timm_weights(net, "resnet18", str(attack), 3)
 
 
@@ -284,6 +284,24 @@ def test_damage_to_weights_gives_a_value_error_with_the_name_or_nothing(tmp_path
             refused += 1
             assert path.name in str(error)
     assert refused > 100
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 4])
+def test_arrays_of_a_pickle_are_those_that_were_written(tmp_path, protocol):
+    arrays = {
+        "big-endian": np.arange(6, dtype=">f4").reshape(2, 3),
+        "by columns": np.asfortranarray(np.arange(6.0).reshape(2, 3)),
+        "empty": np.zeros((0, 2), np.int64),
+        "single": np.full((), 3, np.float16),
+        "bits": np.array([True, False]),
+    }
+    path = tmp_path / "zoo.pkl"
+    path.write_bytes(pickle.dumps({"model": arrays, "__author__": "x"}, protocol=protocol))
+    found = load_arrays(str(path))
+    assert list(found) == list(arrays)
+    for name, array in arrays.items():
+        assert found[name].numpy().dtype == array.dtype.newbyteorder("=")
+        assert np.array_equal(found[name].numpy(), array)
 
 
 # --- the sources themselves

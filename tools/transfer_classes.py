@@ -35,7 +35,7 @@ from soft_teacher.engine.class_transfer import (
 from soft_teacher.engine.export import MODELS
 from soft_teacher.engine.model_classes import KEY
 from soft_teacher.engine.rehearsal.building import without_weights
-from soft_teacher.engine.safe_loading import load_tensors
+from soft_teacher.safe_loading import load_tensors
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:

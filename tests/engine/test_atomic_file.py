@@ -10,7 +10,7 @@ import torch
 
 from soft_teacher.engine.atomic_file import AtomicWrites, open_atomically, remove_leftovers
 from soft_teacher.engine.checkpointing import SoftTeacherCheckpointer
-from soft_teacher.engine.safe_loading import is_complete
+from soft_teacher.safe_loading import is_complete
 
 
 def test_content_is_on_the_disk_before_the_name_is(tmp_path, monkeypatch):

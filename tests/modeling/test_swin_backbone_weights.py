@@ -1,6 +1,7 @@
 """Files of Swin weights: official, timm's, of detectors; resized to other windows."""
 
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -164,6 +165,20 @@ def test_the_backbone_of_a_detector_is_loaded_with_its_norms(tmp_path):
         make_net(WEIGHTS=saved(tmp_path, content))
 
 
+def test_a_detector_of_the_model_zoo_is_loaded_from_its_pickle_of_arrays(tmp_path):
+    torch.manual_seed(2)
+    detector = build_backbone(make_cfg())
+    for parameter in detector.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    arrays = {f"backbone.{key}": x.numpy() for key, x in detector.state_dict().items()}
+    path = tmp_path / "zoo.pkl"
+    path.write_bytes(pickle.dumps({"model": arrays, "__author__": "somebody"}))
+    expected = features(detector.bottom_up.eval())
+    found = features(make_net(WEIGHTS=str(path)))
+    for key in LEVELS:
+        assert torch.equal(found[key], expected[key])
+
+
 def cubic(x: float) -> float:
     """Keys' kernel with a = -0.75."""
     x, a = abs(x), -0.75
@@ -253,4 +268,11 @@ class Attack:
 def test_weights_that_run_code_are_refused(tmp_path, capsys):
     with pytest.raises(ValueError, match=r"MODEL\.SWIN\.WEIGHTS.*not a file of tensors"):
         make_net(WEIGHTS=saved(tmp_path, {"model": Attack()}))
+    path = tmp_path / "attack.pkl"
+    path.write_bytes(pickle.dumps({"model": {"a": Attack()}}))
+    with pytest.raises(ValueError, match=r"MODEL\.SWIN\.WEIGHTS.*not a safe file of weights"):
+        make_net(WEIGHTS=str(path))
+    path.write_bytes(pickle.dumps({"model": {"a": 1}}))
+    with pytest.raises(ValueError, match=r"MODEL\.SWIN\.WEIGHTS.*not a dictionary of arrays"):
+        make_net(WEIGHTS=str(path))
     assert "this ran" not in capsys.readouterr().out

@@ -19,7 +19,7 @@ from soft_teacher.engine.hidden_state import HiddenState
 from soft_teacher.engine.random_state import get_random_state, set_random_state
 from soft_teacher.engine.resume_rules import adapt_state, key_differences
 from soft_teacher.engine.run_description import CLASSES, NUM_PROCESSES, differences
-from soft_teacher.engine.safe_loading import check_pickle, is_complete, load_tensors
+from soft_teacher.safe_loading import check_pickle, is_complete, load_tensors
 
 _NUMBERED = re.compile(r"model_(\d{7,})\.pth")
 FINAL_NAME = "model_final"

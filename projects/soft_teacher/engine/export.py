@@ -8,7 +8,7 @@ from torch import Tensor
 
 from soft_teacher.config import changed_keys
 from soft_teacher.engine.model_classes import KEY, training_categories
-from soft_teacher.engine.safe_loading import load_tensors
+from soft_teacher.safe_loading import load_tensors
 
 # Model -> its key in a checkpoint, see `engine.checkpointing`.
 MODELS = {"student": "model", "teacher": "teacher"}

@@ -12,7 +12,7 @@ from torch import nn
 
 from soft_teacher.engine.atomic_file import open_atomically, remove_leftovers
 from soft_teacher.engine.checkpointing import SoftTeacherCheckpointer, numbered_files
-from soft_teacher.engine.safe_loading import load_tensors
+from soft_teacher.safe_loading import load_tensors
 
 logger = logging.getLogger(__name__)
 

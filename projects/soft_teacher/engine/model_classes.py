@@ -8,7 +8,7 @@ from detectron2.config import CfgNode
 
 from soft_teacher.config import num_classes
 from soft_teacher.data.datasets import class_categories
-from soft_teacher.engine.safe_loading import load_tensors
+from soft_teacher.safe_loading import load_tensors
 
 logger = logging.getLogger(__name__)
 

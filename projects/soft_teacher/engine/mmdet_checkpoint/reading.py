@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from soft_teacher.engine.safe_loading import load_tensors
+from soft_teacher.safe_loading import load_tensors
 
 State = dict[str, Tensor]
 

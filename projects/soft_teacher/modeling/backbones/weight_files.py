@@ -6,6 +6,8 @@ from pathlib import Path
 
 import torch
 
+from soft_teacher.safe_loading import load_arrays
+
 PACKAGE_PREFIX = "package://"
 State = dict[str, torch.Tensor]
 Shapes = dict[str, tuple[int, ...]]
@@ -40,8 +42,9 @@ def locate_weights(location: str, key: str) -> Path:
 
 
 def read_tensors(path: Path, key: str) -> State:
-    """Read a PyTorch (without running any code in it) or safetensors file of tensors.
+    """Read a file of tensors, without running any code in it.
 
+    It is PyTorch's, safetensors, or a pickle of arrays (.pkl) as Detectron2's model zoo has them.
     Of a checkpoint with more in it, that is the content of "model" or "state_dict".
 
     Args:
@@ -49,9 +52,14 @@ def read_tensors(path: Path, key: str) -> State:
         key: name of the config key, for messages.
 
     Raises:
-        ImportError: timm, whose reader this is, is not installed.
+        ImportError: timm, whose reader this is for all but pickles, is not installed.
         ValueError: the file holds anything else.
     """
+    if path.suffix == ".pkl":
+        try:
+            return load_arrays(str(path))
+        except ValueError as error:
+            raise ValueError(f"{key}: {error}") from error
     require_timm(key)
     from timm.models import load_state_dict
 

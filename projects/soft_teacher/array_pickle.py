@@ -1,9 +1,9 @@
-"""Pickles of numpy arrays, as model zoos have them, looked over without building anything.
+"""Pickles of numpy arrays, as model zoos have them, read without calling what they name.
 
 A pickle calls what it names with what it holds. It is harmless if it names nothing but containers
 and what numpy builds arrays of numbers from, and if these get the arguments that numpy itself
-writes. So the check calls stand-ins, which look at their arguments: the real functions take
-others too, by which a file can break numpy's memory.
+writes. So the reader calls stand-ins, which look at their arguments: the real functions take
+others too, by which a file can break numpy's memory. Arrays are made of what has passed.
 """
 
 import collections
@@ -11,6 +11,8 @@ import math
 import pickle
 import re
 from typing import Any, BinaryIO
+
+import numpy as np
 
 _NUMBERS = re.compile(r"[biufc](1|2|4|8|16)")
 
@@ -34,29 +36,34 @@ class _ArrayClass(_StandIn):
 
 
 class _Type(_StandIn):
-    """A dtype of numbers; `size` is that of one, in bytes."""
+    """A dtype of numbers: `name` without the byte order, `size` of one in bytes."""
 
-    __slots__ = ("size",)
+    __slots__ = ("name", "order", "size")
 
-    def __init__(self, size: int) -> None:
-        self.size = size
+    def __init__(self, name: str, size: int) -> None:
+        self.name, self.size = name, size
+        self.order = "="
 
     def __setstate__(self, state: Any) -> None:
         # Version, byte order, then what only records, strings and objects have.
         _require(state in [(3, order, None, None, None, -1, -1, 0) for order in "<>=|"], "a dtype")
+        self.order = state[1]
 
 
-class _Array(_StandIn):
-    """An array, empty before its state comes."""
+class ArrayFound(_StandIn):
+    """An array in the pickle: `array` is numpy's, read-only; there is none before its state."""
 
-    __slots__ = ()
+    __slots__ = ("array",)
 
     def __setstate__(self, state: Any) -> None:
         _require(isinstance(state, tuple) and len(state) == 5, "an array")
-        version, shape, dtype, _, data = state
+        version, shape, dtype, by_columns, data = state
         _require(version == 1 and isinstance(shape, tuple), "an array")
         _require(all(isinstance(x, int) and x >= 0 for x in shape), "the shape of an array")
         _require_bytes(data, dtype, math.prod(shape))
+        raw = data.encode("latin1") if isinstance(data, str) else data
+        flat = np.frombuffer(raw, np.dtype(dtype.order + dtype.name))
+        self.array = flat.reshape(shape, order="F" if by_columns else "C")
 
 
 class _MakeType(_StandIn):
@@ -69,7 +76,7 @@ class _MakeType(_StandIn):
         name, align, copy = args
         match = _NUMBERS.fullmatch(name)
         _require(match is not None and not align and copy in (True, 1), "a dtype of numbers")
-        return _Type(int(match[1]))
+        return _Type(name, int(match[1]))
 
 
 class _MakeArray(_StandIn):
@@ -77,10 +84,10 @@ class _MakeArray(_StandIn):
 
     __slots__ = ()
 
-    def __call__(self, *args: Any) -> _Array:
+    def __call__(self, *args: Any) -> ArrayFound:
         _require(len(args) == 3 and isinstance(args[0], _ArrayClass), "an array")
         _require(args[1] == (0,) and args[2] in ("b", b"b"), "an array")
-        return _Array()
+        return ArrayFound()
 
 
 class _MakeNumber(_StandIn):

@@ -5,11 +5,13 @@ import os
 import pickle
 import struct
 import zipfile
+from typing import Any
 
+import numpy as np
 import torch
 from detectron2.utils.file_io import PathManager
 
-from soft_teacher.engine.array_pickle import ArrayUnpickler
+from soft_teacher.array_pickle import ArrayFound, ArrayUnpickler
 
 # What reading a damaged pickle raises, depending on the place of the damage.
 _DAMAGED = (
@@ -36,12 +38,34 @@ def check_pickle(filename: str) -> None:
     Raises:
         ValueError: the file holds anything else, or is no pickle.
     """
+    _read_pickle(filename)
+
+
+def load_arrays(filename: str) -> dict[str, torch.Tensor]:
+    """The tensors of a model-zoo pickle: those below its "model", or all of it.
+
+    Raises:
+        ValueError: the file holds anything else, or is no pickle.
+    """
+    content = _read_pickle(filename)
+    found = content.get("model", content) if isinstance(content, dict) else None
+    if not isinstance(found, dict) or not all(isinstance(x, ArrayFound) for x in found.values()):
+        raise ValueError(f"{filename} is not a dictionary of arrays.")
+    return {name: _to_tensor(x.array) for name, x in found.items()}
+
+
+def _read_pickle(filename: str) -> Any:
     with PathManager.open(filename, "rb") as f:
         data = f.read()
     try:
-        ArrayUnpickler(io.BytesIO(data)).load()
+        return ArrayUnpickler(io.BytesIO(data)).load()
     except _DAMAGED as error:
         raise ValueError(f"{filename} is not a safe file of weights: {error}.") from error
+
+
+def _to_tensor(array: np.ndarray) -> torch.Tensor:
+    """A copy in the byte order of this machine, the only one that torch knows."""
+    return torch.from_numpy(array.astype(array.dtype.newbyteorder("=")))
 
 
 def load_tensors(filename: str) -> dict:
