@@ -4,37 +4,12 @@ import torch
 from detectron2.utils.events import EventStorage
 from torch import nn
 
-from cascades import CASCADE
-from masks import MASK_HEAD, SIZE, confident_with_masks, labeled_view_with_masks
+from htc_plus_plus import HTC_PLUS_PLUS
+from masks import SIZE, confident_with_masks, labeled_view_with_masks
 from soft_teacher.engine.ema import build_teacher
 from soft_teacher.engine.optimizer import build_optimizer
 from soft_teacher.engine.tta import RCNNWithTTA
 from tiny import plain_view, tiny_config, tiny_model
-
-HTC_PLUS_PLUS = {
-    **CASCADE,
-    **MASK_HEAD,
-    "MODEL.ROI_MASK_HEAD.CONV_DIM": 32,
-    "MODEL.ROI_HEADS.NAME": "SoftTeacherHTCROIHeads",
-    "MODEL.ROI_HEADS.SOFT_NMS.ENABLED": True,
-    "MODEL.ROI_HEADS.SCORE_THRESH_TEST": 0.001,
-    "MODEL.ROI_BOX_HEAD.NUM_CONV": 4,
-    "MODEL.ROI_BOX_HEAD.CONV_DIM": 32,
-    "MODEL.ROI_BOX_HEAD.NUM_FC": 1,
-    "MODEL.ROI_BOX_HEAD.NORM": "GN",
-    "MODEL.BACKBONE.NAME": "build_swin_fpn_backbone",
-    "MODEL.SWIN.EMBED_DIM": 8,
-    "MODEL.SWIN.DEPTHS": (2, 2, 2, 2),
-    "MODEL.SWIN.NUM_HEADS": (1, 2, 2, 4),
-    "MODEL.SWIN.WINDOW_SIZE": 4,
-    "MODEL.SWIN.DROP_PATH_RATE": 0.0,
-    "MODEL.SWIN.USE_CHECKPOINT": True,
-    "MODEL.SWIN.GLOBAL_ATTENTION.ENABLED": True,
-    "MODEL.SWIN.GLOBAL_ATTENTION.DROP_PATH_RATE": 0.0,
-    "SOLVER.OPTIMIZER": "ADAMW",
-    "SOLVER.BASE_LR": 1e-3,
-    "TEST.AUG.MIN_SIZES": (48, 64),
-}
 
 
 def all_losses(student: nn.Module, teacher: nn.Module) -> dict[str, torch.Tensor]:

@@ -1,0 +1,51 @@
+"""Detectors with other backbones than ResNets are trained, supervised and under Soft Teacher."""
+
+import pytest
+import torch
+
+from htc_plus_plus import HTC_PLUS_PLUS, SWIN
+from test_mask_training import add_masks, run
+from tiny_training import checkpoint, write_config
+
+TIMM = {
+    "MODEL.BACKBONE.NAME": "build_timm_fpn_backbone",
+    "MODEL.TIMM.NAME": "resnet10t",
+    "MODEL.TIMM.OUT_INDICES": (1, 2, 3, 4),
+    "MODEL.TIMM.FREEZE_AT": 0,
+}
+MASKS = {"INPUT.MASK_FORMAT": "bitmask"}
+FAMILIES = {"Swin": SWIN, "timm": TIMM, "HTC++": {**HTC_PLUS_PLUS, **MASKS}}
+SUPERVISED = {
+    "SOFT_TEACHER.ENABLED": False,
+    "SOFT_TEACHER.EMA.ENABLED": False,
+    "DATASETS.UNLABELED": (),
+}
+
+
+@pytest.mark.parametrize("semi_supervised", [True, False], ids=["soft teacher", "supervised"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_family_of_backbones_is_trained_and_evaluated(tmp_path, family, semi_supervised):
+    if family == "timm":
+        pytest.importorskip("timm")
+    keys = {**FAMILIES[family], "SOLVER.MAX_ITER": 2, **({} if semi_supervised else SUPERVISED)}
+    config_file = write_config(tmp_path, **keys)
+    for name in ("labeled", "val"):
+        add_masks(tmp_path / f"{name}.json")
+    # After the first iteration and after the second.
+    logged = run(config_file, tmp_path / "out", SOLVER__CHECKPOINT_PERIOD=1, TEST__EVAL_PERIOD=0)
+    assert "skipped_steps" not in logged
+    assert any(name.endswith("_unsup") for name in logged) == semi_supervised
+    models = {"student", "teacher"} if semi_supervised else {"student"}
+    assert models == {name.split("/")[0] for name in logged if name.endswith("/bbox/AP")}
+    first, second = (checkpoint(tmp_path / "out", f"model_{x}.pth") for x in ("0000000", "final"))
+    for model in ["model", "teacher"] if semi_supervised else ["model"]:
+        # Of convolutions, linear layers and position biases.
+        unchanged = [
+            name
+            for name, before in first[model].items()
+            if name.startswith("backbone.bottom_up.")
+            and before.is_floating_point()
+            and before.ndim > 1
+            and torch.equal(before, second[model][name])
+        ]
+        assert unchanged == []

@@ -1,0 +1,33 @@
+"""Config keys of a small Swin backbone, and of all parts of HTC++ with it."""
+
+from cascades import CASCADE
+from masks import MASK_HEAD
+
+SWIN = {
+    "MODEL.BACKBONE.NAME": "build_swin_fpn_backbone",
+    "MODEL.SWIN.EMBED_DIM": 8,
+    "MODEL.SWIN.DEPTHS": (2, 2, 2, 2),
+    "MODEL.SWIN.NUM_HEADS": (1, 2, 2, 4),
+    "MODEL.SWIN.WINDOW_SIZE": 4,
+    "SOLVER.OPTIMIZER": "ADAMW",
+    "SOLVER.BASE_LR": 1e-3,
+}
+HTC_PLUS_PLUS = {
+    **CASCADE,
+    **MASK_HEAD,
+    "MODEL.ROI_MASK_HEAD.CONV_DIM": 32,
+    "MODEL.ROI_HEADS.NAME": "SoftTeacherHTCROIHeads",
+    "MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA": 1.0,
+    "MODEL.ROI_HEADS.SOFT_NMS.ENABLED": True,
+    "MODEL.ROI_HEADS.SCORE_THRESH_TEST": 0.001,
+    "MODEL.ROI_BOX_HEAD.NUM_CONV": 4,
+    "MODEL.ROI_BOX_HEAD.CONV_DIM": 32,
+    "MODEL.ROI_BOX_HEAD.NUM_FC": 1,
+    "MODEL.ROI_BOX_HEAD.NORM": "GN",
+    **SWIN,
+    "MODEL.SWIN.DROP_PATH_RATE": 0.0,
+    "MODEL.SWIN.USE_CHECKPOINT": True,
+    "MODEL.SWIN.GLOBAL_ATTENTION.ENABLED": True,
+    "MODEL.SWIN.GLOBAL_ATTENTION.DROP_PATH_RATE": 0.0,
+    "TEST.AUG.MIN_SIZES": (48, 64),
+}
