@@ -1,6 +1,8 @@
 # Everything runs in the virtual environment $(VENV), which is made when it is first needed.
 #   make test PYTHON=/path/to/python   an environment of yours that holds torch and detectron2, as it is
 #   make demo ARGS="..."               arguments for the command behind the target
+#   make demo-seeds SEEDS="0 1 2"      which seeds
+#   make benchmark SIZES=FILE          a COCO file, with whose image sizes padding is measured
 #   make setup DETECTRON2=git          Detectron2's upstream repository instead of its build on PyPI;
 #                                      give it to every make, or export it
 #   make setup BASE_PYTHON=python3.12  the Python that the virtual environment is made with
@@ -59,14 +61,14 @@ demo: $(READY) ## train on handwritten digits and compare with supervised traini
 demo-seeds: $(READY) ## the demo with several seeds, also against supervised training of equal time
 	@$(INSTALL_SECONDS) $(RUN) tools/demo.py --seeds $(SEEDS) --equal-time $(ARGS)
 
-test: $(READY) ## run the tests, $(JOBS) files at a time
+test: $(READY) ## run the tests, JOBS files at a time (default: one for each core)
 	@OMP_NUM_THREADS=1 $(RUN) -m pytest $$($(RUN) -c 'import xdist' 2>/dev/null && \
 		printf -- '-n $(JOBS) --dist loadfile') $(ARGS)
 
-test-kill: $(READY) ## kill trainings at $(KILLS) moments and see that nothing is lost
+test-kill: $(READY) ## kill trainings at KILLS moments (50) and see that nothing is lost
 	@$(RUN) -m pytest tests/test_interruptions.py -k killed --kills $(KILLS) $(ARGS)
 
-test-soak: $(READY) ## train $(SOAK_STEPS) tiny steps, twice, and see that nothing grows
+test-soak: $(READY) ## train SOAK_STEPS tiny steps (3000), twice, and see that nothing grows
 	@$(RUN) -m pytest tests/test_soak.py -s --soak-steps $(SOAK_STEPS) $(ARGS)
 
 test-slurm: $(READY) ## train on a SLURM of two nodes on this machine (Debian or Ubuntu, root)

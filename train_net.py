@@ -53,6 +53,8 @@ def setup(args: argparse.Namespace) -> CfgNode:
 
 def evaluate(cfg: CfgNode, last_checkpoint: bool) -> dict:
     """Evaluate MODEL.WEIGHTS or the last checkpoint: both models if the file holds both."""
+    if not cfg.DATASETS.TEST:
+        raise ValueError("DATASETS.TEST is empty: name a set with ground truth to evaluate on.")
     models = load_models(cfg, last_checkpoint)
     results = evaluate_models(cfg, models)
     if cfg.TEST.AUG.ENABLED:
@@ -75,5 +77,5 @@ def main(args: argparse.Namespace) -> dict | None:
 
 
 if __name__ == "__main__":
-    args = default_argument_parser().parse_args()
+    args = default_argument_parser(epilog=__doc__).parse_args()
     launch_training(main, args)

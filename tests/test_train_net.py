@@ -106,6 +106,11 @@ def test_eval_only_evaluates_both_models_of_a_checkpoint(config_file, tmp_path):
     assert_same(run(config_file, output, "--eval-only", "--resume"), results)
 
 
+def test_eval_only_without_a_set_says_so(config_file, tmp_path):
+    with pytest.raises(ValueError, match=r"DATASETS\.TEST is empty"):
+        run(config_file, tmp_path / "eval", "--eval-only", DATASETS__TEST=())
+
+
 def test_supervised_training_needs_no_unlabeled_set_and_evaluates_the_student(
     config_file, tmp_path
 ):

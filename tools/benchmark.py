@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Measure a training step of Soft Teacher, and beside it stock Detectron2 on like work.
+r"""Measure a training step of Soft Teacher, and beside it stock Detectron2 on like work.
 
     python tools/benchmark.py --labeled 1 --unlabeled 4 --height 480 --width 640 \
         --pseudo-boxes 17 --json output/benchmark.json

@@ -50,7 +50,7 @@ PADDINGS = {
             *("INPUT.AUG.SCALE_PER_STEP", "True"),
             *("DATALOADER.ASPECT_RATIO_GROUPS", str(n)),
         ]
-        for n in (8, 16, 32)
+        for n in (8, 16, 24)
     },
 }
 

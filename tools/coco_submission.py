@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Make the files that COCO's evaluation server takes, for sets whose annotations are kept secret.
+r"""Make the files that COCO's evaluation server takes, for sets whose annotations are kept secret.
 
     python train_net.py --config-file CONFIG --eval-only MODEL.WEIGHTS output/model_final.pth \
         DATASETS.TEST '("coco_2017_test-dev",)'

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Count what a training step of Soft Teacher computes, and the least that it could.
+r"""Count what a training step of Soft Teacher computes, and the least that it could.
 
     python tools/count_step.py --labeled 1 --unlabeled 4 --height 480 --width 640 \
         --pseudo-boxes 17 --json output/step.json

@@ -3,7 +3,7 @@
 
     python tools/demo.py
     python tools/demo.py --seeds 0 1 2 --equal-time
-    python tools/demo.py -- SOLVER.MAX_ITER 100
+    python tools/demo.py -- SOFT_TEACHER.UNSUP_LOSS_WEIGHT 1.0
 
 It makes the data in output/digits, trains both models with train_net.py, Soft Teacher from a
 checkpoint of the supervised training, and writes results.json and report.html. What is finished is

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Run a table of trainings: rows change a base config, seeds or folds repeat them.
+r"""Run a table of trainings: rows change a base config, seeds or folds repeat them.
 
     python tools/run_suite.py configs/suites/table_6.yaml \
         --base configs/coco/soft_teacher_R_50_FPN_10pct.yaml --processes 8

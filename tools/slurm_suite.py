@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Train a table on a SLURM cluster: each training of tools/run_suite.py is a job of an array.
+r"""Train a table on a SLURM cluster: each training of tools/run_suite.py is a job of an array.
 
     python tools/slurm_suite.py --gpus 8 --partition gpu --time 24:00:00 -- \
         configs/suites/table_6.yaml --base configs/coco/soft_teacher_R_50_FPN_10pct.yaml

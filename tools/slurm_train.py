@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Train on a SLURM cluster: train_net.py as a job that goes on after preemption and time limit.
+r"""Train on a SLURM cluster: train_net.py as a job that goes on after preemption and time limit.
 
     python tools/slurm_train.py --config-file FILE --nodes 1 --gpus-per-node 8 --partition gpu
     python tools/slurm_train.py --config-file FILE --gpus-per-node 8 --array DATASETS.FOLD 1 2 3 \

@@ -138,7 +138,11 @@ def read_coco_content(json_file: str, keys: tuple[str, ...], masks: bool = True)
         with PathManager.open(json_file, encoding="utf-8") as file:
             content = json.load(file, object_hook=None if masks else _drop_segmentation)
     except FileNotFoundError as error:
-        raise ValueError(f"There is no file {json_file}; check its path in the config.") from error
+        raise ValueError(
+            f"There is no file {json_file}; check its path in the config. COCO is looked for below "
+            "DETECTRON2_DATASETS, its splits are written by tools/split_dataset.py, and the demo's "
+            "digits by `make demo`."
+        ) from error
     except (ValueError, RecursionError) as error:
         raise ValueError(
             f"{json_file} is not a complete JSON file: {error}. Write or download it again."
