@@ -53,6 +53,20 @@ def stage_blind(judge):
     return lambda *boxes, stage: judge(*boxes)
 
 
+def test_supervised_losses_are_exactly_those_of_stock_cascade_mask_rcnn():
+    model = cascade_model(**MASK_HEAD)
+    batch = [labeled_view_with_masks(1), labeled_view_with_masks(2)]
+    losses = []
+    for each in (model, stock_twin(model, tiny_config(**CASCADE, **MASK_HEAD))):
+        torch.manual_seed(0)
+        with EventStorage():
+            losses.append(each(batch))
+    found, expected = losses
+    assert found.keys() == expected.keys() >= {"loss_mask", f"loss_cls_stage{NUM_STAGES - 1}"}
+    for key, value in expected.items():
+        assert torch.equal(found[key], value), key
+
+
 def test_the_teacher_finds_masks_as_detectron2_does():
     keys = {**MASK_HEAD, "MODEL.ROI_HEADS.SCORE_THRESH_TEST": 0.0}
     model = cascade_model(**keys)
