@@ -92,7 +92,7 @@ def test_the_tutorial_leads_from_photographs_to_an_exported_detector(place):
         run([sys.executable, script, *arguments, *short], place)
     assert scripts == [
         *("check_dataset.py", "check_dataset.py", "visualize_data.py"),
-        *("train_net.py", "export_model.py", "predict.py"),
+        *("train_net.py", "train_net.py", "export_model.py", "predict.py"),
     ]
     results = json.loads((place / "output/found/images.json").read_text())
     assert len(results["images"]) == 6
