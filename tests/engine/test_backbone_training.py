@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from htc_plus_plus import HTC_PLUS_PLUS, SWIN
+from htc_plus_plus import ADAMW, HTC_PLUS_PLUS, SWIN
 from test_mask_training import add_masks, run
 from tiny_training import checkpoint, write_config
 
@@ -14,7 +14,7 @@ TIMM = {
     "MODEL.TIMM.FREEZE_AT": 0,
 }
 MASKS = {"INPUT.MASK_FORMAT": "bitmask"}
-FAMILIES = {"Swin": SWIN, "timm": TIMM, "HTC++": {**HTC_PLUS_PLUS, **MASKS}}
+FAMILIES = {"Swin": {**SWIN, **ADAMW}, "timm": TIMM, "HTC++": {**HTC_PLUS_PLUS, **MASKS}}
 SUPERVISED = {
     "SOFT_TEACHER.ENABLED": False,
     "SOFT_TEACHER.EMA.ENABLED": False,

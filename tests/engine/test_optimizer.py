@@ -7,25 +7,15 @@ from detectron2.modeling import build_model
 from detectron2.solver import build_optimizer as build_detectron2s
 from torch import nn
 
+import htc_plus_plus
 from resumed_trainings import RESUMED, WHOLE, resume, train
 from soft_teacher.engine.optimizer import build_optimizer
 from soft_teacher.engine.trainer import SoftTeacherTrainer
 from tiny import tiny_config
 from tiny_training import assert_same, checkpoint, write_config
 
-SWIN = {
-    "MODEL.BACKBONE.NAME": "build_swin_fpn_backbone",
-    "MODEL.SWIN.EMBED_DIM": 8,
-    "MODEL.SWIN.DEPTHS": (2, 2, 2, 2),
-    "MODEL.SWIN.NUM_HEADS": (1, 2, 2, 4),
-    "MODEL.SWIN.WINDOW_SIZE": 4,
-    "MODEL.SWIN.DROP_PATH_RATE": 0.3,
-}
-ADAMW = {
-    "SOLVER.OPTIMIZER": "ADAMW",
-    "SOLVER.BASE_LR": 1e-3,
-    "SOLVER.WEIGHT_DECAY": 0.05,
-}
+SWIN = {**htc_plus_plus.SWIN, "MODEL.SWIN.DROP_PATH_RATE": 0.3}
+ADAMW = {**htc_plus_plus.ADAMW, "SOLVER.WEIGHT_DECAY": 0.05}
 STOP, MAX_ITER = 2, 4
 
 
