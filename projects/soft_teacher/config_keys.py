@@ -158,6 +158,11 @@ def _add_method_keys(cfg: CN) -> None:
     # when JITTER.ENABLED is False: then CLS_SCORE decides for regression too (table 6). A cascade
     # needs a smaller one, 0.003 as measured in docs/cascade.md.
     st.PSEUDO_LABELS.REG_VARIANCE = 0.02
+    # What encloses a pseudo box in a view that is rotated or sheared, and a box of such a view that
+    # the teacher judges: "corners", the box around its four corners (official), or "ellipse", the
+    # box around the ellipse inside it, which fits objects better that do not fill the corners
+    # (docs/method.md).
+    st.PSEUDO_LABELS.OUTLINE = "corners"
 
     # Instance masks on unlabeled images, with MODEL.MASK_ON (docs/masks.md). The paper trains them
     # (table 4) and says nothing of how; the keys and their defaults are our own.
@@ -190,7 +195,8 @@ def _add_method_keys(cfg: CN) -> None:
     # What of the teacher scores the boxes that stage k of the student learns from: "stage", its
     # stage k alone and the boxes as they are (our choice: what counts as background differs from
     # stage to stage), or "ensemble", the mean of all stages with the boxes moved on from stage to
-    # stage, as in inference (9 passes of the teacher's heads a step instead of 5).
+    # stage, as in inference (9 passes of the teacher's heads a step instead of 5; it was better on
+    # digits, docs/cascade.md).
     st.CASCADE.JUDGE = "stage"
 
     # Box jittering (sec. 3.3).

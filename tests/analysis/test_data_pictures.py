@@ -22,6 +22,7 @@ from soft_teacher.analysis.data_pictures import (
     true_boxes,
 )
 from soft_teacher.data import build_labeled_loader, build_unlabeled_loader, unlabeled_ground_truth
+from soft_teacher.modeling.view_geometry import OUTLINES
 
 SEEDS = range(12)
 
@@ -143,10 +144,12 @@ def test_masks_tint_the_object_only_if_the_model_learns_them(cfg, mask_format):
         assert changed[y0 + 40 : y1 - 10, x0 + 10 : x1 - 10].mean() > 0.99
 
 
-def test_known_objects_of_unlabeled_images_are_drawn_where_the_views_have_them(cfg):
+@pytest.mark.parametrize("outline", OUTLINES)
+def test_known_objects_of_unlabeled_images_are_drawn_where_the_views_have_them(cfg, outline):
+    cfg.SOFT_TEACHER.PSEUDO_LABELS.OUTLINE = outline
     samples = draw_unlabeled_samples(cfg, 4)
     for sample, (pair, named) in zip(samples, pairs(cfg, 4), strict=True):
-        carried = carry_boxes(named.boxes, pair["weak"], pair["strong"])
+        carried = carry_boxes(named.boxes, pair["weak"], pair["strong"], outline)
         for picture, kind, boxes in zip(sample.views, ("weak", "strong"), carried, strict=True):
             assert "; 1 object" in picture.caption
             expected = draw_view(pair[kind], boxes, named.labels, "BGR")

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from soft_teacher.modeling.guidance import Guidance, PseudoLabelRules
+from soft_teacher.modeling.view_geometry import OUTLINES, project_boxes, view_to_view
 from tiny import detections, plain_view, tiny_config
 
 BOXES = [[10.0, 10, 30, 30], [20, 5, 60, 50], [40, 30, 70, 60]]
@@ -99,6 +100,26 @@ def test_boxes_to_judge_are_carried_back_to_the_weak_view():
     assert in_view.targets[0].image_size == (128, 160)
 
 
+@pytest.mark.parametrize("outline", OUTLINES)
+def test_targets_and_judged_boxes_have_the_outline_of_the_config(outline):
+    guidance, judge = make(SOFT_TEACHER__PSEUDO_LABELS__OUTLINE=outline)
+    angle = math.radians(20)
+    turn = [[math.cos(angle), -math.sin(angle), 15], [math.sin(angle), math.cos(angle), 0]]
+    view = plain_view(0)
+    view["matrix"] = np.array([*turn, [0, 0, 1]])
+    there = view_to_view(np.eye(3), view["matrix"], torch.device("cpu"))
+    back = view_to_view(view["matrix"], np.eye(3), torch.device("cpu"))
+    size = tuple(view["image"].shape[1:])
+    in_view = guidance.seen_from([view])
+    expected = project_boxes(torch.tensor(BOXES[:2]), there, size, outline)
+    assert torch.equal(in_view.targets[0].gt_boxes.tensor, expected)
+    in_view.background_scores([torch.tensor([[20.0, 20, 50, 40]])])
+    expected = project_boxes(
+        torch.tensor([[20.0, 20, 50, 40]]), back, guidance.labels[0].image_size, outline
+    )
+    assert torch.equal(judge.calls[0][0][0], expected)
+
+
 def test_a_box_that_left_the_strong_view_teaches_nothing():
     push = [[1.0, 0, 70], [0, 1, 0], [0, 0, 1]]
     guidance, _ = make(scores=(0.95, 0.95, 0.95), SOFT_TEACHER__PSEUDO_LABELS__REG_VARIANCE=10.0)
@@ -129,6 +150,7 @@ def test_no_detections_need_no_special_case():
         ("SOFT_TEACHER.JITTER.DISTRIBUTION", "normal"),
         ("SOFT_TEACHER.JITTER.VARIANCE", "eq9"),
         ("SOFT_TEACHER.JITTER.NUM", 1),
+        ("SOFT_TEACHER.PSEUDO_LABELS.OUTLINE", "circle"),
         ("SOFT_TEACHER.PSEUDO_LABELS.CLS_SCORE", 0.4),
         ("SOFT_TEACHER.PSEUDO_LABELS.RPN_SCORE", 0.4),
     ],

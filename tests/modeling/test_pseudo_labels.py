@@ -26,7 +26,7 @@ def test_a_box_pushed_out_of_the_view_has_no_area():
         scores=torch.tensor([0.9, 0.9]),
     )
     shift = torch.tensor([[1.0, 0, 30], [0, 1, 0], [0, 0, 1]])
-    targets = carry_to_view(labels, shift, (100, 100))
+    targets = carry_to_view(labels, shift, (100, 100), "corners")
     assert has_area(targets).tolist() == [True, False]
     assert targets.gt_boxes.tensor[0].tolist() == [40, 10, 50, 20]
     assert targets.gt_classes.tolist() == [3, 4]

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from oracle import load_oracle
-from soft_teacher.modeling.view_geometry import project_boxes, view_to_view
+from soft_teacher.modeling.view_geometry import OUTLINES, project_boxes, view_to_view
 
 CPU = torch.device("cpu")
 CASES = ["identity", "flip_weak", "scale_flip_both", "translate", "pushed_out"]
@@ -43,6 +43,35 @@ def test_a_rotated_box_becomes_the_box_around_its_corners():
     corners = np.array([[x, y, 1] for x in (10, 40) for y in (20, 30)]) @ turn.T
     found = project_boxes(torch.tensor([[10.0, 20, 40, 30]]), matrix, (500, 500))[0].numpy()
     np.testing.assert_allclose(found, [*corners.min(axis=0), *corners.max(axis=0)], rtol=1e-5)
+
+
+@pytest.mark.parametrize("linear", [[[0.8, -0.3], [0.4, 1.1]], [[-1.2, 0.5], [0.0, 0.7]]])
+def test_the_ellipse_of_a_box_is_bounded_to_the_point(linear):
+    matrix = np.eye(3)
+    matrix[:2] = np.column_stack([linear, [150.0, 120.0]])
+    x0, y0, x1, y1 = box = [10.0, 20, 40, 90]
+    angles = np.linspace(0, 2 * np.pi, 100_000)
+    ellipse = np.stack(
+        [
+            (x0 + x1) / 2 + (x1 - x0) / 2 * np.cos(angles),
+            (y0 + y1) / 2 + (y1 - y0) / 2 * np.sin(angles),
+            np.ones_like(angles),
+        ]
+    )
+    points = (matrix @ ellipse)[:2]
+    found = project_boxes(
+        torch.tensor([box]), torch.from_numpy(matrix).float(), (500, 500), "ellipse"
+    )
+    np.testing.assert_allclose(
+        found[0].numpy(), [*points.min(axis=1), *points.max(axis=1)], atol=1e-3
+    )
+
+
+def test_both_outlines_are_the_same_where_nothing_is_turned_or_sheared():
+    matrix = torch.tensor([[-1.3, 0, 400], [0, 0.7, -9], [0, 0, 1]])
+    boxes = torch.tensor([[10.0, 20, 40, 90], [300, 5, 420, 30]])
+    first, second = (project_boxes(boxes, matrix, (300, 380), x) for x in OUTLINES)
+    torch.testing.assert_close(first, second, rtol=0, atol=1e-4)
 
 
 def test_autocast_does_not_move_boxes():

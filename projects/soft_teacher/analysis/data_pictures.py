@@ -132,7 +132,9 @@ def draw_unlabeled_samples(cfg: CfgNode, count: int) -> list[SamplePicture]:
         known = truth.get(sample["weak"]["file_name"])
         size = sample["weak"]["height"], sample["weak"]["width"]
         named = reference_boxes(size) if known is None else true_boxes(known, names, size)
-        pictures.append(draw_pair(sample["weak"], sample["strong"], named, cfg.INPUT.FORMAT))
+        views = sample["weak"], sample["strong"]
+        outline = cfg.SOFT_TEACHER.PSEUDO_LABELS.OUTLINE
+        pictures.append(draw_pair(*views, named, cfg.INPUT.FORMAT, outline))
     return pictures
 
 
@@ -178,12 +180,15 @@ def reference_boxes(size: tuple[int, int]) -> NamedBoxes:
     return NamedBoxes(boxes, labels, REFERENCE_BOXES)
 
 
-def carry_boxes(boxes: Tensor, weak: dict[str, Any], strong: dict[str, Any]) -> list[Tensor]:
+def carry_boxes(
+    boxes: Tensor, weak: dict[str, Any], strong: dict[str, Any], outline: str = "corners"
+) -> list[Tensor]:
     """Carry boxes of the original to the weak view, and on from there to the strong one.
 
     Args:
         boxes: (R, 4), xyxy, original frame.
         weak, strong: the views.
+        outline: SOFT_TEACHER.PSEUDO_LABELS.OUTLINE.
 
     Returns:
         (R, 4) in the weak and in the strong view, clipped to them.
@@ -191,7 +196,7 @@ def carry_boxes(boxes: Tensor, weak: dict[str, Any], strong: dict[str, Any]) -> 
     carried, source = [], np.eye(3)
     for view in (weak, strong):
         matrix = view_to_view(source, view["matrix"], boxes.device)
-        boxes = project_boxes(boxes, matrix, tuple(view["image"].shape[1:]))
+        boxes = project_boxes(boxes, matrix, tuple(view["image"].shape[1:]), outline)
         carried.append(boxes)
         source = view["matrix"]
     return carried
@@ -207,7 +212,11 @@ def describe_view(view: dict[str, Any]) -> str:
 
 
 def draw_pair(
-    weak: dict[str, Any], strong: dict[str, Any], named: NamedBoxes, image_format: str
+    weak: dict[str, Any],
+    strong: dict[str, Any],
+    named: NamedBoxes,
+    image_format: str,
+    outline: str = "corners",
 ) -> SamplePicture:
     """Draw the same boxes on both views of an image.
 
@@ -215,9 +224,10 @@ def draw_pair(
         weak, strong: the views.
         named: boxes of the original.
         image_format: INPUT.FORMAT.
+        outline: SOFT_TEACHER.PSEUDO_LABELS.OUTLINE.
     """
     pictures = []
-    carried = carry_boxes(named.boxes, weak, strong)
+    carried = carry_boxes(named.boxes, weak, strong, outline)
     for title, view, boxes in zip(
         ("Weak view", "Strong view"), (weak, strong), carried, strict=True
     ):

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from soft_teacher.modeling import box_jitter, pseudo_labels
 from soft_teacher.modeling.pseudo_masks import carry_masks
-from soft_teacher.modeling.view_geometry import project_boxes, view_to_view
+from soft_teacher.modeling.view_geometry import OUTLINES, project_boxes, view_to_view
 
 BoxJudge = Callable[..., tuple[list[Tensor], list[Tensor]]]
 """(boxes to score, boxes to refine, their classes), each a list over images, weak view ->
@@ -40,6 +40,7 @@ class PseudoLabelRules:
     cls_score: float
     reg_variance: float
     mask_score: float
+    outline: str
     jitter_enabled: bool
     num_jitter: int
     jitter_scale: float
@@ -58,6 +59,7 @@ class PseudoLabelRules:
             "SOFT_TEACHER.JITTER.DISTRIBUTION", jitter.DISTRIBUTION, box_jitter.DISTRIBUTIONS
         )
         check_choice("SOFT_TEACHER.JITTER.VARIANCE", jitter.VARIANCE, box_jitter.VARIANCES)
+        check_choice("SOFT_TEACHER.PSEUDO_LABELS.OUTLINE", labels.OUTLINE, OUTLINES)
         for key in ("RPN_SCORE", "CLS_SCORE"):
             if labels[key] < labels.MIN_SCORE:
                 raise ValueError(
@@ -75,6 +77,7 @@ class PseudoLabelRules:
             cls_score=labels.CLS_SCORE,
             reg_variance=labels.REG_VARIANCE,
             mask_score=cfg.SOFT_TEACHER.MASK.SCORE,
+            outline=labels.OUTLINE,
             jitter_enabled=jitter.ENABLED,
             num_jitter=jitter.NUM,
             jitter_scale=jitter.SCALE,
@@ -214,7 +217,8 @@ class GuidanceInView:
             strong_matrix, device = view["matrix"], labels.scores.device
             to_strong = view_to_view(weak_matrix, strong_matrix, device)
             self._to_weak.append(view_to_view(strong_matrix, weak_matrix, device))
-            targets = pseudo_labels.carry_to_view(labels, to_strong, tuple(view["image"].shape[1:]))
+            size = tuple(view["image"].shape[1:])
+            targets = pseudo_labels.carry_to_view(labels, to_strong, size, guidance.rules.outline)
             self.targets.append(targets)
             visible.append(pseudo_labels.has_area(targets))
         self._visible = visible
@@ -287,8 +291,9 @@ class GuidanceInView:
         Returns:
             N tensors (B,).
         """
+        outline = self._guidance.rules.outline
         in_weak = [
-            project_boxes(x, matrix, labels.image_size)
+            project_boxes(x, matrix, labels.image_size, outline)
             for x, matrix, labels in zip(boxes, self._to_weak, self._guidance.labels, strict=True)
         ]
         return [x[:, -1] for x in self._guidance.score_boxes(in_weak, stage)]

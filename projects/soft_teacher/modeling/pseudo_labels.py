@@ -22,21 +22,25 @@ def below_variance(variance: Tensor, threshold: float) -> Tensor:
     return variance < threshold
 
 
-def carry_to_view(labels: Instances, matrix: Tensor, image_size: tuple[int, int]) -> Instances:
+def carry_to_view(
+    labels: Instances, matrix: Tensor, image_size: tuple[int, int], outline: str
+) -> Instances:
     """Make training targets of one image's pseudo labels, in the frame of another view.
 
     Args:
         labels: pseudo labels of one image in the weak view.
         matrix: (3, 3), weak view -> target view.
         image_size: (height, width) of the target view.
+        outline: of :func:`project_boxes`.
 
     Returns:
         `Instances` with `gt_boxes`, `gt_classes`, one for each label and in the same order;
         a box without area is one that left the view (see :func:`has_area`).
     """
+    boxes = project_boxes(labels.pred_boxes.tensor, matrix, image_size, outline)
     return Instances(
         image_size,
-        gt_boxes=Boxes(project_boxes(labels.pred_boxes.tensor, matrix, image_size)),
+        gt_boxes=Boxes(boxes),
         gt_classes=labels.pred_classes,
     )
 

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+OUTLINES = ("corners", "ellipse")
+
 
 def view_to_view(source: np.ndarray, target: np.ndarray, device: torch.device) -> Tensor:
     """Matrix that carries points of the source view to the target view.
@@ -40,28 +42,44 @@ def clip_boxes(boxes: Tensor, image_size: tuple[int, int]) -> Tensor:
     )
 
 
-def project_boxes(boxes: Tensor, matrix: Tensor, image_size: tuple[int, int]) -> Tensor:
+def project_boxes(
+    boxes: Tensor, matrix: Tensor, image_size: tuple[int, int], outline: str = "corners"
+) -> Tensor:
     """Map boxes by an affine matrix, enclose the result axis-aligned and clip it once.
 
-    Rotated and sheared boxes grow to the box that encloses their four corners, as in the
-    official code. Boxes that leave the image shrink to zero area; they are not dropped.
+    What a box turns into when it is rotated or sheared is a matter of what it bounds:
+
+    - "corners": the box around its four corners, as in the official code. It holds whatever was in
+      the box, and is larger than the object unless that fills the corners: by 17 % of its width
+      for a box of 25 x 33 pixels that is turned by 8 degrees.
+    - "ellipse": the box around the ellipse that the box circumscribes (Kalra et al., Towards
+      Rotation Invariance in Object Detection, ICCV 2021), 1 % wider in that case.
+
+    Without rotation and shear both are the same. Boxes that leave the image shrink to zero area;
+    they are not dropped.
 
     Args:
         boxes: (R, 4) xyxy in the source view.
         matrix: (3, 3) from :func:`view_to_view`.
         image_size: (height, width) of the target view.
+        outline: one of `OUTLINES`.
 
     Returns:
         (R, 4) xyxy in the target view, inside it.
     """
     x0, y0, x1, y1 = boxes.float().unbind(dim=1)
-    x = torch.stack([x0, x1, x1, x0], dim=1)
-    y = torch.stack([y0, y0, y1, y1], dim=1)
+    x, y, half_x, half_y = (x0 + x1) / 2, (y0 + y1) / 2, (x1 - x0) / 2, (y1 - y0) / 2
     new_x = matrix[0, 0] * x + matrix[0, 1] * y + matrix[0, 2]
     new_y = matrix[1, 0] * x + matrix[1, 1] * y + matrix[1, 2]
-    height, width = image_size
-    new_x = new_x.clamp(min=0, max=width)
-    new_y = new_y.clamp(min=0, max=height)
-    return torch.stack(
-        [new_x.amin(dim=1), new_y.amin(dim=1), new_x.amax(dim=1), new_y.amax(dim=1)], dim=1
-    )
+    new_half_x = _reach(matrix[0, 0] * half_x, matrix[0, 1] * half_y, outline)
+    new_half_y = _reach(matrix[1, 0] * half_x, matrix[1, 1] * half_y, outline)
+    sides = [new_x - new_half_x, new_y - new_half_y, new_x + new_half_x, new_y + new_half_y]
+    return clip_boxes(torch.stack(sides, dim=1), image_size)
+
+
+def _reach(along_x: Tensor, along_y: Tensor, outline: str) -> Tensor:
+    """How far a shape reaches from its centre along an axis, of the images of its half axes."""
+    if outline == "ellipse":
+        return torch.hypot(along_x, along_y)
+    assert outline == "corners", outline
+    return along_x.abs() + along_y.abs()
