@@ -9,8 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-OUTLINES = ("corners", "ellipse")
-
 
 def view_to_view(source: np.ndarray, target: np.ndarray, device: torch.device) -> Tensor:
     """Matrix that carries points of the source view to the target view.
@@ -67,19 +65,33 @@ def project_boxes(
     Returns:
         (R, 4) xyxy in the target view, inside it.
     """
-    x0, y0, x1, y1 = boxes.float().unbind(dim=1)
-    x, y, half_x, half_y = (x0 + x1) / 2, (y0 + y1) / 2, (x1 - x0) / 2, (y1 - y0) / 2
-    new_x = matrix[0, 0] * x + matrix[0, 1] * y + matrix[0, 2]
-    new_y = matrix[1, 0] * x + matrix[1, 1] * y + matrix[1, 2]
-    new_half_x = _reach(matrix[0, 0] * half_x, matrix[0, 1] * half_y, outline)
-    new_half_y = _reach(matrix[1, 0] * half_x, matrix[1, 1] * half_y, outline)
-    sides = [new_x - new_half_x, new_y - new_half_y, new_x + new_half_x, new_y + new_half_y]
-    return clip_boxes(torch.stack(sides, dim=1), image_size)
+    return clip_boxes(_ENCLOSE[outline](boxes.float(), matrix), image_size)
 
 
-def _reach(along_x: Tensor, along_y: Tensor, outline: str) -> Tensor:
-    """How far a shape reaches from its centre along an axis, of the images of its half axes."""
-    if outline == "ellipse":
-        return torch.hypot(along_x, along_y)
-    assert outline == "corners", outline
-    return along_x.abs() + along_y.abs()
+def _around_corners(boxes: Tensor, matrix: Tensor) -> Tensor:
+    x0, y0, x1, y1 = boxes.unbind(dim=1)
+    x, y = _carry(
+        torch.stack([x0, x1, x1, x0], dim=1), torch.stack([y0, y0, y1, y1], dim=1), matrix
+    )
+    return torch.stack([x.amin(dim=1), y.amin(dim=1), x.amax(dim=1), y.amax(dim=1)], dim=1)
+
+
+def _around_ellipse(boxes: Tensor, matrix: Tensor) -> Tensor:
+    x0, y0, x1, y1 = boxes.unbind(dim=1)
+    x, y = _carry((x0 + x1) / 2, (y0 + y1) / 2, matrix)
+    half_x, half_y = (x1 - x0) / 2, (y1 - y0) / 2
+    reach_x = torch.hypot(matrix[0, 0] * half_x, matrix[0, 1] * half_y)
+    reach_y = torch.hypot(matrix[1, 0] * half_x, matrix[1, 1] * half_y)
+    return torch.stack([x - reach_x, y - reach_y, x + reach_x, y + reach_y], dim=1)
+
+
+def _carry(x: Tensor, y: Tensor, matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Points, elementwise."""
+    return (
+        matrix[0, 0] * x + matrix[0, 1] * y + matrix[0, 2],
+        matrix[1, 0] * x + matrix[1, 1] * y + matrix[1, 2],
+    )
+
+
+_ENCLOSE = {"corners": _around_corners, "ellipse": _around_ellipse}
+OUTLINES = tuple(_ENCLOSE)
