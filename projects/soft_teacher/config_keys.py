@@ -196,7 +196,7 @@ def _add_method_keys(cfg: CN) -> None:
     # stage k alone and the boxes as they are (our choice: what counts as background differs from
     # stage to stage), or "ensemble", the mean of all stages with the boxes moved on from stage to
     # stage, as in inference (9 passes of the teacher's heads a step instead of 5; it was better on
-    # digits, docs/cascade.md).
+    # digits with one seed, docs/cascade.md).
     st.CASCADE.JUDGE = "stage"
 
     # Box jittering (sec. 3.3).
