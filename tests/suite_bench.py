@@ -71,9 +71,9 @@ class Bench:
         path.write_text(yaml.safe_dump(content, sort_keys=False))
         return path
 
-    def run(self, suite, *options):
+    def run(self, suite, *options, overrides=()):
         # Sets that are not used need no files.
-        data = ["--", "DATASETS.UNLABELED", "()"]
+        data = ["--", "DATASETS.UNLABELED", "()", *overrides]
         arguments = [suite, "--base", self.base, "--output", self.folder / "out", *options, *data]
         return self.module.main([str(x) for x in arguments])
 

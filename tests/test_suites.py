@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from soft_teacher import load_config
+from soft_teacher.analysis.fractions import read_fractions
 from soft_teacher.engine.suite_runner import job_environments, try_lock
 from suite_bench import ROOT, Bench, load_run_suite, lr_row, row
 from tiny_training import NARROW, assert_same, checkpoint, write_config
@@ -64,6 +65,32 @@ def test_a_suite_that_the_paper_has_not_cites_nothing(bench):
     assert "| slow | 1 of 1 | 20.0 | 21.0 |\n" in text
     assert "AP, paper" not in text and "named paper" not in text
     assert bench.rows()["slow"]["paper"] == {}
+
+
+def test_shares_of_labels_give_a_file_for_figure_1(bench):
+    rows = [
+        row("supervised, 5 %", labeled=5, config="supervised_{recipe}.yaml"),
+        row("mine, 5 %", labeled=5),
+        row("mine, 10 %", labeled=10, overrides={"SOLVER.BASE_LR": 0.03}),
+        row("cited, 10 %", not_run="It is the paper's."),
+    ]
+    (bench.folder / "own.json").write_text("{}")
+    names = ("own@5", "own@10", "rest@5", "rest@10", "own_val")
+    keys = {
+        "DATASETS.CUSTOM": [[x, str(bench.folder / "own.json"), ""] for x in names],
+        "DATASETS.TRAIN": ("own@1",),
+        "DATASETS.UNLABELED": ("rest@1",),
+        "DATASETS.TEST": ("own_val",),
+    }
+    overrides = [str(x) for item in keys.items() for x in item]
+    assert bench.run(bench.suite(rows), overrides=overrides) == 0
+    found = read_fractions(bench.folder / "out/suite/fractions.csv")
+    # Every training here has a teacher, whose AP is one more than the student's.
+    five, ten = pytest.approx(np.mean([11, 20])), pytest.approx(np.mean([31, 40]))
+    assert found.keys() == {"own_val"}
+    means = {k: {p: x.mean for p, x in v.items()} for k, v in found["own_val"].items()}
+    assert means == {"supervised": {5: five}, "mine": {5: five, 10: ten}}
+    assert found["own_val"]["mine"][5].count == 2
 
 
 def test_what_is_finished_is_not_done_again_and_a_changed_row_is(bench, capsys):

@@ -6,7 +6,8 @@ r"""Run a table of trainings: rows change a base config, seeds or folds repeat t
     python tools/run_suite.py SUITE.yaml --base FILE --seeds 0 --jobs 2 -- SOLVER.BASE_LR 0.005
     python tools/run_suite.py SUITE.yaml --base FILE --dry-run
 
-It writes table.md, table.csv, table.json and table.png into a folder named after the suite. What is
+It writes table.md, table.csv, table.json and table.png into a folder named after the suite and, if
+rows have shares of labeled images of their own, fractions.csv for tools/plot_fractions.py. What is
 finished is not done again, and what was cut off goes on from its last checkpoint; a row that is
 changed is another training. Trainings that several suites have in common are done once if --output
 is the same. A training that fails is named at the end, the others go on; the exit status is 1 then.
@@ -26,10 +27,11 @@ from soft_teacher.analysis.metrics_log import read_metrics
 from soft_teacher.analysis.results import DDOF, write_json
 from soft_teacher.analysis.suite_chart import draw_rows
 from soft_teacher.analysis.suite_results import RowResult, last_evaluation, to_json
-from soft_teacher.analysis.suite_table import markdown, to_csv
+from soft_teacher.analysis.suite_table import markdown, to_csv, to_fractions_csv
+from soft_teacher.config import load_config
 from soft_teacher.engine.atomic_file import open_atomically
 from soft_teacher.engine.stop_signal import StopSignal, exit_status
-from soft_teacher.engine.suite import Row, Suite, read_suite
+from soft_teacher.engine.suite import ALL, Row, Suite, read_suite
 from soft_teacher.engine.suite_cells import Cell, Setting, repetitions_of, with_needs
 from soft_teacher.engine.suite_plan import Planner
 from soft_teacher.engine.suite_runner import SuiteRunner, job_environments
@@ -37,6 +39,7 @@ from soft_teacher.engine.training_run import path_from_here
 
 ROOT = Path(__file__).resolve().parents[1]
 NOT_CHOSEN = "It was left out with --rows."
+ALL_PERCENT = 100.0
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -260,6 +263,9 @@ def report(
     (folder / "table.csv").write_text(to_csv(rows, suite.gap_closed))
     with open_atomically(str(folder / "table.png")) as f:
         f.write(draw_rows(suite.title, rows))
+    if any(row.labeled is not None for row in rows):
+        test_sets = load_config(str(args.base), args.overrides).DATASETS.TEST
+        (folder / "fractions.csv").write_text(to_fractions_csv(rows, ", ".join(test_sets)))
     print(f"\n{text}\nTable: {folder}/table.md, .csv, .json and .png", flush=True)
 
 
@@ -270,7 +276,8 @@ def collect(row: Row, cells: list[Cell]) -> RowResult:
     runs = {label: last_evaluation(read_metrics(x.metrics_file)) for label, x in finished.items()}
     folders = {label: str(x.output_dir) for label, x in finished.items()}
     remark = row.not_run or ("" if cells else NOT_CHOSEN)
-    return RowResult(row.name, row.paper, runs, len(cells), remark, folders)
+    labeled = ALL_PERCENT if row.labeled == ALL else row.labeled
+    return RowResult(row.name, row.paper, runs, len(cells), remark, folders, labeled)
 
 
 if __name__ == "__main__":

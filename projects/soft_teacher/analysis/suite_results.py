@@ -65,6 +65,7 @@ class RowResult:
         num_wanted: repetitions in all; 0 for a row that is not trained.
         remark: why it is not trained; "" if it is.
         folders: repetition -> where its training lies.
+        labeled: share of labeled images in percent, if the row has one of its own.
     """
 
     name: str
@@ -73,6 +74,7 @@ class RowResult:
     num_wanted: int
     remark: str
     folders: Mapping[str, str]
+    labeled: float | None = None
 
     def number(self, model: str, metric: str) -> Number | None:
         """Mean and deviation over the repetitions; None unless all that are finished have one."""

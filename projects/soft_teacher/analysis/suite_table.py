@@ -4,6 +4,7 @@ import csv
 import io
 from collections.abc import Sequence
 
+from soft_teacher.analysis.fractions import COLUMNS
 from soft_teacher.analysis.results import DDOF
 from soft_teacher.analysis.suite_results import (
     MAIN_METRIC,
@@ -78,6 +79,31 @@ def to_csv(rows: Sequence[RowResult], gap: GapClosed | None) -> str:
                 others = [*_parts(row.paper.get(metric)), *_parts(fraction)]
                 lists = [" ".join(map(str, x)) for x in (values, row.folders.values())]
                 writer.writerow([row.name, model, metric, *ours, *others, *lists])
+    return file.getvalue()
+
+
+def to_fractions_csv(rows: Sequence[RowResult], test_set: str) -> str:
+    """The AP of each training against its labeled fraction, as `read_fractions` reads it.
+
+    Of a training with a teacher it is the teacher's. The method is the row's name without the share
+    that ends it.
+
+    Args:
+        rows: those without a share of their own are left out.
+        test_set: the set that all were evaluated on.
+    """
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for row in rows:
+        if row.labeled is None:
+            continue
+        method = row.name.removesuffix(f", {row.labeled:g} %")
+        for label, run in row.runs.items():
+            evaluation = run.get("teacher") or run.get("student", {})
+            if MAIN_METRIC in evaluation:
+                ap = evaluation[MAIN_METRIC]
+                writer.writerow([test_set, f"{row.labeled:g}", method, label, ap])
     return file.getvalue()
 
 
