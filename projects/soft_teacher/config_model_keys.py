@@ -20,9 +20,10 @@ def _add_execution_keys(cfg: CN) -> None:
     # Scale the weights of Detectron2's convolutions by the frozen norm behind them instead of the
     # feature maps (the same up to rounding), in the student and the teacher.
     cfg.MODEL.FOLD_FROZEN_NORMS = False
-    # Backend of torch.compile, such as "inductor", for the backbones of the student and the teacher
-    # in training, with images of any size (the same up to rounding); empty: not compiled. The first
-    # steps take minutes; inductor needs a C++ compiler on the CPU and Triton on GPUs.
+    # Backend of torch.compile, such as "inductor", for backbones, RPN, box and dense heads of the
+    # student and the teacher in training, with images of any size (the same up to rounding);
+    # empty: not compiled. The first steps take minutes; inductor needs a C++ compiler on the CPU
+    # and Triton on GPUs.
     cfg.MODEL.COMPILE = ""
     # Compute activations of Detectron2's ResNets again in backward, block by block, instead of
     # keeping them: less memory, a third more time in the backbone, the same results.

@@ -1,6 +1,7 @@
 """Faster or smaller ways to carry a model out give the same results."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -9,8 +10,10 @@ from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 from torch import nn
 
+import one_stage
+from cascades import CASCADE
 from soft_teacher.engine.ema import build_teacher
-from soft_teacher.engine.execution import compile_backbones, settle_execution
+from soft_teacher.engine.execution import compile_parts, settle_execution
 from soft_teacher.engine.forward import Batch, run_forward
 from soft_teacher.engine.precision import Precision
 from soft_teacher.modeling.folded_norms import FoldedConv2d
@@ -136,27 +139,58 @@ def test_what_does_not_go_with_the_model_is_refused():
         settle_execution(tiny_config(MODEL__BACKBONE__CHECKPOINT_ACTIVATIONS=True), model)
 
 
-def test_a_compiled_backbone_computes_the_same_for_all_sizes():
-    model = shaken_model()
+def losses_and_gradients(model: nn.Module, batch: list[dict]) -> tuple[dict, dict]:
+    """Losses of a supervised step, and all gradients."""
+    torch.manual_seed(0)
+    model.zero_grad()
+    with EventStorage():
+        losses = model(batch)
+    sum(losses.values()).backward()
+    gradients = {k: p.grad for k, p in model.named_parameters() if p.grad is not None}
+    return {k: v.detach() for k, v in losses.items()}, gradients
+
+
+FASTER, RETINANET = tiny_config, partial(one_stage.config, "retinanet")
+TWO_STAGES = ["backbone", "proposal_generator.rpn_head"]
+
+
+@pytest.mark.parametrize(
+    ("config", "parts"),
+    [
+        (FASTER, [*TWO_STAGES, "roi_heads.box_head"]),
+        (
+            partial(tiny_config, **CASCADE),
+            [*TWO_STAGES, *(f"roi_heads.box_head.{i}" for i in range(3))],
+        ),
+        (RETINANET, ["backbone", "head"]),
+    ],
+    ids=["Faster R-CNN", "cascade", "RetinaNet"],
+)
+def test_backbones_and_heads_are_compiled(config, parts):
+    model = build_model(config())
+    compile_parts(config(MODEL__COMPILE="aot_eager"), model)
+    assert [k for k, x in model.named_modules() if x._compiled_call_impl is not None] == parts
+
+
+@pytest.mark.parametrize("config", [FASTER, RETINANET], ids=["Faster R-CNN", "RetinaNet"])
+def test_compiled_parts_compute_the_same_for_all_sizes(config):
+    torch.manual_seed(0)
+    model = build_model(config()).train()
     compiled = copy.deepcopy(model)
-    compile_backbones(tiny_config(MODEL__COMPILE="aot_eager"), compiled)
+    compile_parts(config(MODEL__COMPILE="aot_eager"), compiled)
     assert list(compiled.state_dict()) == list(model.state_dict())
-    for size in ((64, 64), (96, 128)):
-        images = torch.rand(1, 3, *size)
-        wanted, found = model.backbone(images), compiled.backbone(images)
-        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
-        for outputs, each in ((wanted, model), (found, compiled)):
-            each.zero_grad()
-            sum(x.square().mean() for x in outputs.values()).backward()
-        for p, q in zip(model.parameters(), compiled.parameters(), strict=True):
-            if p.grad is not None:
-                torch.testing.assert_close(q.grad, p.grad, rtol=1e-3, atol=1e-4)
+    for size in ((64, 80), (96, 128)):
+        batch = [labeled_view(seed, size=size) for seed in (1, 2)]
+        losses, gradients = losses_and_gradients(model, batch)
+        found_losses, found_gradients = losses_and_gradients(compiled, batch)
+        torch.testing.assert_close(found_losses, losses, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(found_gradients, gradients, rtol=1e-3, atol=1e-4)
 
 
 def test_models_are_compiled_only_if_asked():
     model = shaken_model()
-    compile_backbones(tiny_config(), model)
-    assert model.backbone._compiled_call_impl is None
+    compile_parts(tiny_config(), model)
+    assert all(x._compiled_call_impl is None for x in model.modules())
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from soft_teacher.data import build_labeled_loader, build_unlabeled_loader, unla
 from soft_teacher.engine.checkpointing import FINAL_NAME, SoftTeacherCheckpointer
 from soft_teacher.engine.ema import EMATeacher
 from soft_teacher.engine.evaluation import evaluate_models, evaluate_with_tta
-from soft_teacher.engine.execution import compile_backbones, settle_execution
+from soft_teacher.engine.execution import compile_parts, settle_execution
 from soft_teacher.engine.global_normalizer import read_normalizer_scope
 from soft_teacher.engine.hooks import BestTeacherKeeper, RetainingCheckpointer, SilenceWarner
 from soft_teacher.engine.loader_stream import LoaderStream
@@ -59,7 +59,7 @@ class SoftTeacherTrainer(DefaultTrainer):
         model = create_ddp_model(student, broadcast_buffers=False, **ddp_args)
         st = cfg.SOFT_TEACHER
         teacher = EMATeacher(student, st.EMA.MOMENTUM if st.EMA.ENABLED else 0.0)
-        compile_backbones(cfg, student, teacher.model)
+        compile_parts(cfg, student, teacher.model)
         self._stop_signal = StopSignal()
         self._loader_cfg = with_seed(cfg)
         labeled = self._stream(build_labeled_loader, "DATASETS.TRAIN")

@@ -11,7 +11,7 @@ from torch import nn
 from soft_teacher.engine.benchmark.phase_clock import OTHER, TOTAL, PhaseClock
 from soft_teacher.engine.benchmark.synthetic import SyntheticBatch, replace_labels
 from soft_teacher.engine.ema import EMATeacher
-from soft_teacher.engine.execution import compile_backbones, settle_execution
+from soft_teacher.engine.execution import compile_parts, settle_execution
 from soft_teacher.engine.loader_stream import LoaderStream
 from soft_teacher.engine.optimizer import build_optimizer
 from soft_teacher.engine.precision import Precision
@@ -51,7 +51,7 @@ class SoftTeacherContender:
         self.clock = clock
         self.student = student
         teacher = EMATeacher(student, ema.MOMENTUM if ema.ENABLED else 0.0)
-        compile_backbones(cfg, student, teacher.model)
+        compile_parts(cfg, student, teacher.model)
         self.step = SoftTeacherStep(
             student,
             teacher,
@@ -168,7 +168,7 @@ def build_stock_model(cfg: CfgNode, plain: CfgNode, state: dict) -> nn.Module:
     model = build_model(plain)
     model.load_state_dict(state)
     settle_execution(cfg, model)
-    compile_backbones(cfg, model)
+    compile_parts(cfg, model)
     return model
 
 
