@@ -80,7 +80,7 @@ benchmark: $(READY) ## measure every figure of docs/performance.md, into output/
 	@set -e; for options in $(FASTER); do \
 		$(RUN) tools/benchmark.py --stock-as-is --steps 6 \
 			--json "output/benchmark/$$(echo $$options | tr -d -).json" $(ARGS) $$(echo "$$options" | tr ,= "  "); done
-	@$(RUN) tools/benchmark.py --memory --steps 4 --json output/benchmark/checkpointed.json \
+	@$(RUN) tools/benchmark.py --memory --stock-as-is --steps 4 --json output/benchmark/checkpointed.json \
 		$(ARGS) MODEL.BACKBONE.CHECKPOINT_ACTIVATIONS True
 	@$(RUN) tools/benchmark_data.py throughput --json output/benchmark/throughput.json
 	@test -z "$(SIZES)" || $(RUN) tools/benchmark_data.py padding --annotations "$(SIZES)" \

@@ -3,12 +3,16 @@
 import importlib.util
 import json
 import statistics
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from detectron2.modeling import GeneralizedRCNN, build_model
 
+from soft_teacher.engine.benchmark import memory
+from soft_teacher.engine.benchmark.bandwidth import CopyContender
 from soft_teacher.engine.benchmark.building import build_soft_teacher, build_stock_contenders
 from soft_teacher.engine.benchmark.comparison import run_rounds
 from soft_teacher.engine.benchmark.contenders import (
@@ -82,6 +86,46 @@ def test_memory_is_that_of_training_alone(written):
     # Two models, the momentum of one, and not what the process had before.
     parameters = sum(p.numel() for p in make_contenders()[0].student.parameters()) * 4
     assert all(2 * parameters < x < written["peak_memory_bytes"] for x in peaks.values())
+
+
+def test_the_average_and_the_optimizer_are_told_beside_copying(written):
+    student = make_contenders()[0].student
+    num_bytes = sum(4 * p.numel() for p in student.parameters() if p.requires_grad)
+    traffic = written["traffic"]
+    assert {name: x["bytes"] / num_bytes for name, x in traffic.items()} == {
+        # What is read and what is written.
+        **{"copy": 1 + 1, "ema": 2 + 1, "optimizer": 3 + 2}
+    }
+    medians = written["soft_teacher"]["median_seconds"]
+    for name in ("ema", "optimizer"):
+        assert traffic[name]["seconds"] == medians[name]
+    for x in traffic.values():
+        assert x["bytes_per_second"] == pytest.approx(x["bytes"] / x["seconds"])
+
+
+def test_copying_copies_all_that_trains():
+    model = make_contenders()[0].student
+    contender = CopyContender(model, PhaseClock(CPU))
+    contender.run()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    assert len(trained) < len(list(model.parameters()))
+    torch.testing.assert_close(contender.copies, trained, rtol=0, atol=0)
+
+
+def test_memory_of_detectron2_as_it_comes_is_that_without_options(monkeypatch):
+    peaks = {}
+    monkeypatch.setattr(memory, "_peak", lambda name, cfg, shape: peaks.update({name: cfg}) or 1)
+    pool = SimpleNamespace(apply=lambda function, arguments: function(*arguments))
+    context = SimpleNamespace(Pool=lambda _: nullcontext(pool))
+    monkeypatch.setattr(memory.multiprocessing, "get_context", lambda _: context)
+    cfg = tiny_config(MODEL__BACKBONE__CHECKPOINT_ACTIVATIONS=True, MODEL__CHANNELS_LAST=True)
+    for as_is in (False, True):
+        memory.measure_peaks(cfg, SHAPE, as_is)
+        options = {
+            k: (x.MODEL.BACKBONE.CHECKPOINT_ACTIVATIONS, x.MODEL.CHANNELS_LAST)
+            for k, x in peaks.items()
+        }
+        assert options == {"soft_teacher": (True, True), "supervised": (not as_is, not as_is)}
 
 
 def test_stock_detectron2_can_be_measured_as_it_comes():

@@ -47,6 +47,10 @@ def test_flops_are_those_that_no_step_can_do_without(counts):
     parts = ("supervised", "inference")
     floor = sum(counts[x]["flops"] for x in parts) + counts["judging_flops"]
     assert counts["floor_flops"] == floor
+    traffic = [*(counts[x]["traffic_bytes"] for x in parts), counts["judging_traffic_bytes"]]
+    assert counts["floor_traffic_bytes"] == sum(traffic) < counts["soft_teacher"]["traffic_bytes"]
+    # Its input alone: every judged RoI has 256 channels of 7 x 7.
+    assert traffic[2] > counts["roi_rows"]["judged"] * 256 * 7 * 7 * 4
     # The margin would not hide a second pass over the RoIs.
     assert counts["judging_flops"] > (FLOOR_MARGIN - 1) * floor
 
@@ -152,5 +156,5 @@ def test_the_command_writes_what_it_counts(tmp_path, capsys):
     written = json.loads(file.read_text())
     assert written["roi_rows"]["labeled"] == 32
     printed = capsys.readouterr().out
-    assert "FLOPs over the floor" in printed
+    assert "Over the floor" in printed
     assert "engine/train_step.py:_agree copy" in printed

@@ -113,6 +113,7 @@ def describe_results(result: Measurement) -> dict[str, Any]:
         "overhead_ratio": result.overhead_ratio,
         "peak_memory_bytes": result.peak_memory,
         "pseudo_boxes_per_image": result.pseudo_boxes,
+        "traffic": result.traffic.describe(),
     }
 
 
@@ -137,6 +138,11 @@ def print_results(args: argparse.Namespace, content: dict[str, Any]) -> None:
         f"{ratio['quartiles'][0]:.3f} to {ratio['quartiles'][1]:.3f}, all in "
         f"{ratio['min']:.3f} to {ratio['max']:.3f})"
     )
+    moved = [
+        f"{name} {x['bytes'] / 1e9:.2f} GB at {x['bytes_per_second'] / 1e9:.0f} GB/s"
+        for name, x in content["traffic"].items()
+    ]
+    print(f"Through memory, at least, and how fast: {', '.join(moved)}")
     print(f"Peak memory of Soft Teacher: {content['peak_memory_bytes'] / 2**20:.0f} MiB")
     if args.memory:
         ours, stock = content["peak_bytes"].values()
@@ -155,7 +161,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     result = measure(cfg, args.shape, args.steps, args.warmup, args.stock_as_is)
     content = {**describe_run(args, cfg), **describe_results(result)}
     if args.memory:
-        content["peak_bytes"] = measure_peaks(cfg, args.shape)
+        content["peak_bytes"] = measure_peaks(cfg, args.shape, args.stock_as_is)
     print_results(args, content)
     if args.json:
         write_json(args.json, content)

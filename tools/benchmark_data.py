@@ -44,6 +44,7 @@ IMAGES_PER_GPU = ["SOLVER.IMS_PER_BATCH", "1", "SOLVER.IMS_PER_BATCH_UNLABELED",
 GIB = 2**30
 PADDINGS = {
     "a scale for each image, 2 groups (official)": [],
+    "a scale for each image, 8 groups": ["DATALOADER.ASPECT_RATIO_GROUPS", "8"],
     "a scale for each step, 2 groups": ["INPUT.AUG.SCALE_PER_STEP", "True"],
     **{
         f"a scale for each step, {n} groups": [

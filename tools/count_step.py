@@ -54,6 +54,7 @@ def count(cfg: CfgNode, shape: BatchShape) -> dict[str, Any]:
     supervised, inference = build_stock_contenders(soft_teacher, batch)
     # The first step makes what later ones have: anchors, the optimizer's state.
     soft_teacher.run()
+    supervised.run()
     jitter = cfg.SOFT_TEACHER.JITTER
     copies = jitter.NUM if jitter.ENABLED else 0
     num_jittered = copies * shape.unlabeled * shape.num_boxes
@@ -72,10 +73,12 @@ def describe_work(work: StepWork) -> dict[str, Any]:
             name: {"flops": getattr(work, name).flops, "traffic_bytes": getattr(work, name).traffic}
             for name in TITLES
         },
-        "judging_flops": work.judging,
+        "judging_flops": work.judging.flops,
+        "judging_traffic_bytes": work.judging.traffic,
         "floor_flops": work.floor,
+        "floor_traffic_bytes": work.floor_traffic,
         "flops_over_floor": work.ratio,
-        "traffic_over_stock": work.traffic_ratio,
+        "traffic_over_floor": work.traffic_ratio,
         "roi_rows": work.rows,
         "background_to_judge": work.background,
         "jittered_to_refine": work.jittered,
@@ -93,13 +96,13 @@ def print_counts(counts: dict[str, Any]) -> None:
         ]
         for name, title in TITLES.items()
     ]
-    rows.insert(
-        3, ["(c) the teacher's judgement", f"{counts['judging_flops'] / 1e9:.1f}", *3 * [""]]
-    )
+    for title, name in (("(c) the teacher's judgement", "judging"), ("(a) + (b) + (c)", "floor")):
+        sizes = (counts[f"{name}_flops"], counts[f"{name}_traffic_bytes"])
+        rows.append([title, *(f"{x / 1e9:.1f}" for x in sizes), "", ""])
     print(text_table(["", "GFLOP", "GB moved", "host reads", "of them ours"], rows))
     print(
-        f"\nFLOPs over the floor, (a) + (b) + (c): {counts['flops_over_floor']:.4f}; bytes over "
-        f"(a) + (b): {counts['traffic_over_stock']:.3f}"
+        f"\nOver the floor, (a) + (b) + (c): {counts['flops_over_floor']:.4f} times its FLOPs, "
+        f"{counts['traffic_over_floor']:.3f} times its bytes"
     )
     print("RoIs through the box heads: " + _in_words(counts["roi_rows"]))
     print(

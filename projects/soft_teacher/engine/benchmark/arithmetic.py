@@ -43,7 +43,7 @@ class StepWork:
         soft_teacher: the step.
         supervised: stock Detectron2's supervised step on the images that the student sees.
         inference: stock Detectron2's inference on those that the teacher sees.
-        judging: FLOPs of the teacher's box head for the boxes that it must judge.
+        judging: the teacher's box head for the boxes that it must judge, all at once.
         rows: RoIs that went through the box heads: "teacher" those that it detects in, "judged"
             those that it judges, "labeled" and "unlabeled" those that the student learns from.
         background: the student's background RoIs, each of which needs a score of the teacher.
@@ -53,7 +53,7 @@ class StepWork:
     soft_teacher: Work
     supervised: Work
     inference: Work
-    judging: int
+    judging: Work
     rows: dict[str, int]
     background: int
     jittered: int
@@ -61,7 +61,12 @@ class StepWork:
     @property
     def floor(self) -> int:
         """FLOPs that a step cannot do without."""
-        return self.supervised.flops + self.inference.flops + self.judging
+        return self.supervised.flops + self.inference.flops + self.judging.flops
+
+    @property
+    def floor_traffic(self) -> int:
+        """Bytes of what a step cannot do without."""
+        return self.supervised.traffic + self.inference.traffic + self.judging.traffic
 
     @property
     def ratio(self) -> float:
@@ -70,8 +75,8 @@ class StepWork:
 
     @property
     def traffic_ratio(self) -> float:
-        """Traffic of the step over that of the supervised step and inference together."""
-        return self.soft_teacher.traffic / (self.supervised.traffic + self.inference.traffic)
+        """Traffic of the step over that of the floor."""
+        return self.soft_teacher.traffic / self.floor_traffic
 
 
 def count_work(run: Callable[[], object]) -> Work:
@@ -96,12 +101,12 @@ def count_step(
     """
     with _watch_heads(soft_teacher) as seen:
         work = count_work(soft_teacher.run)
-    per_row = _flops_per_row(soft_teacher.student.roi_heads, seen.row_shape)
+    num_judged = seen.background + num_jittered
     return StepWork(
         soft_teacher=work,
         supervised=count_work(supervised.run),
         inference=count_work(inference.run),
-        judging=per_row * (seen.background + num_jittered),
+        judging=_work_of_box_head(soft_teacher.student.roi_heads, num_judged, seen.row_shape),
         rows=dict(seen.rows),
         background=seen.background,
         jittered=num_jittered,
@@ -185,7 +190,7 @@ def _watch_heads(contender: SoftTeacherContender) -> Iterator[_Seen]:
 
 
 @torch.no_grad()
-def _flops_per_row(heads: nn.Module, row_shape: tuple[int, ...]) -> int:
-    """FLOPs of the box head and its predictor for one RoI."""
-    row = next(heads.parameters()).new_zeros(1, *row_shape)
-    return count_work(lambda: heads.box_predictor(heads.box_head(row))).flops
+def _work_of_box_head(heads: nn.Module, num_rows: int, row_shape: tuple[int, ...]) -> Work:
+    """The box head and its predictor for so many RoIs."""
+    rows = next(heads.parameters()).new_zeros(num_rows, *row_shape)
+    return count_work(lambda: heads.box_predictor(heads.box_head(rows)))

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 from detectron2.config import CfgNode
 
+from soft_teacher.engine.benchmark.bandwidth import COPY, PASSES, CopyContender, Traffic
 from soft_teacher.engine.benchmark.building import build_soft_teacher, build_stock_contenders
 from soft_teacher.engine.benchmark.contenders import PHASES
 from soft_teacher.engine.benchmark.phase_clock import TOTAL
@@ -31,15 +32,17 @@ class Measurement:
     """What was measured.
 
     Attributes:
-        steps: by name of the contender (see `CONTENDERS`), one entry per round.
+        steps: by name of the contender (see `CONTENDERS`) and COPY, one entry per round.
         pseudo_boxes: pseudo boxes per image that taught "rpn", "cls" and "reg".
         peak_memory: bytes that Soft Teacher needed, before there was another model: what was
             allocated on a GPU, on the CPU the resident memory of the whole process.
+        trained_bytes: size of the weights that train.
     """
 
     steps: dict[str, Steps]
     pseudo_boxes: dict[str, float]
     peak_memory: int
+    trained_bytes: int
 
     @property
     def overhead_ratio(self) -> dict[str, Any]:
@@ -50,6 +53,12 @@ class Measurement:
         return spread(
             [t / (s + i) for t, s, i in zip(soft_teacher, supervised, inference, strict=True)]
         )
+
+    @property
+    def traffic(self) -> Traffic:
+        """The average's and the optimizer's way through memory, beside copying."""
+        medians = {**self.medians("soft_teacher"), COPY: self.medians(COPY)[TOTAL]}
+        return Traffic(self.trained_bytes, {name: medians[name] for name in PASSES})
 
     def medians(self, contender: str) -> dict[str, float]:
         """Median seconds of each phase of a contender, "total" first."""
@@ -77,9 +86,11 @@ def measure(
     supervised, inference = build_stock_contenders(soft_teacher, batch, stock_as_is)
     warm_up(supervised, num_warmup)
     warm_up(inference, num_warmup)
+    copy = CopyContender(soft_teacher.student, soft_teacher.clock)
+    warm_up(copy, 1)
     contenders = dict(zip(CONTENDERS, (soft_teacher, supervised, inference), strict=True))
     num_skipped = soft_teacher.step.num_skipped
-    steps = run_rounds(contenders, num_rounds)
+    steps = run_rounds({**contenders, COPY: copy}, num_rounds)
     if soft_teacher.step.num_skipped > num_skipped:
         raise FloatingPointError(
             "Measured steps were skipped for non-finite values, so the times mean nothing; more "
@@ -87,7 +98,7 @@ def measure(
         )
     pseudo_boxes = soft_teacher.pseudo_boxes
     assert all(round(x, 3) == shape.num_boxes for x in pseudo_boxes.values()), pseudo_boxes
-    return Measurement(steps, pseudo_boxes, memory)
+    return Measurement(steps, pseudo_boxes, memory, copy.num_bytes)
 
 
 def warm_up(contender: Contender, num_steps: int) -> None:
