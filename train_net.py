@@ -16,6 +16,10 @@ torchrun or srun has started all processes, they join instead of starting others
 import argparse
 import os
 
+# First: it says how to get Detectron2 where there is none.
+from soft_teacher import load_config
+
+# isort: split
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine import default_argument_parser, default_setup
@@ -23,7 +27,6 @@ from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from soft_teacher import load_config
 from soft_teacher.config import settle_device
 from soft_teacher.data import check_test_sets, warn_of_shared_images
 from soft_teacher.engine import (

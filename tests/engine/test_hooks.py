@@ -1,6 +1,8 @@
 """Hooks and monitors: the best teacher, silence, quality of pseudo boxes."""
 
 import logging
+import re
+from operator import attrgetter
 from types import SimpleNamespace
 
 import numpy as np
@@ -132,8 +134,33 @@ def test_silence_is_warned_of_with_its_length(caplog):
     with caplog.at_level(logging.WARNING):
         run_hook(hook, values, "pseudo_boxes_cls", 30)
     warnings = [x.getMessage() for x in caplog.records]
-    assert ["in 10 iterations" in warnings[0], "in 20 iterations" in warnings[1]] == [True, True]
+    assert ["the last 10 had" in warnings[0], "the last 20 had" in warnings[1]] == [True, True]
     assert len(warnings) == 2 and "0.9" in warnings[0]
+
+
+def test_silence_names_its_likely_causes_by_keys_that_there_are(caplog):
+    hook = SilenceWarner(num_iters=10, cls_score=0.9)
+    run_hook(hook, {i: 0.0 for i in range(12)}, "pseudo_boxes_cls", 12)
+    (record,) = caplog.records
+    named = set(re.findall(r"[A-Z][A-Z_]*(?:\.[A-Z_]+)+", record.getMessage()))
+    assert named == {
+        "SOFT_TEACHER.BURN_IN_ITERS",
+        "MODEL.WEIGHTS",
+        "SOFT_TEACHER.PSEUDO_LABELS.CLS_SCORE",
+        "SOLVER.BASE_LR",
+        "INPUT.FORMAT",
+        "MODEL.PIXEL_MEAN",
+    }
+    for key in named:
+        attrgetter(key)(tiny_config())
+
+
+def test_silence_of_a_sparse_log_is_warned_of_once_and_not_taken_for_complete(caplog):
+    hook = SilenceWarner(num_iters=10, cls_score=0.9)
+    # As several processes log: one iteration in 20.
+    run_hook(hook, {i: 0.0 for i in range(19, 80, 20)}, "pseudo_boxes_cls", 80)
+    warnings = [x.getMessage().partition(" had ")[0] for x in caplog.records]
+    assert warnings == [f"None of the iterations logged over the last {n}" for n in (20, 40, 60)]
 
 
 def test_iterations_without_unlabeled_images_are_no_silence(caplog):

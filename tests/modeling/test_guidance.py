@@ -6,11 +6,14 @@ import numpy as np
 import pytest
 import torch
 
+from oracle import load_oracle
 from soft_teacher.modeling.guidance import Guidance, PseudoLabelRules
+from soft_teacher.modeling.pseudo_labels import select
 from soft_teacher.modeling.view_geometry import OUTLINES, project_boxes, view_to_view
 from tiny import detections, plain_view, tiny_config
 
 BOXES = [[10.0, 10, 30, 30], [20, 5, 60, 50], [40, 30, 70, 60]]
+PROJECTION_CASES = ["identity", "flip_weak", "scale_flip_both", "translate", "pushed_out"]
 
 
 class Judge:
@@ -98,6 +101,23 @@ def test_boxes_to_judge_are_carried_back_to_the_weak_view():
     assert judge.calls[0][0][0].tolist() == [[50, 20, 70, 40]]
     assert in_view.targets[0].gt_boxes.tensor[0].tolist() == [100, 20, 140, 60]
     assert in_view.targets[0].image_size == (128, 160)
+
+
+@pytest.mark.parametrize("name", PROJECTION_CASES)
+def test_what_teaches_classification_is_what_the_official_code_keeps(name):
+    case = load_oracle(f"c_project_{name}")
+    labels = detections(
+        case["boxes_weak"], case["scores"], case["labels"], tuple(case["weak_shape"].tolist())
+    )
+    rules = PseudoLabelRules.from_config(
+        tiny_config(SOFT_TEACHER__PSEUDO_LABELS__OUTLINE="corners")
+    )
+    guidance = Guidance([labels], [case["M_weak"].double().numpy()], Judge(), rules)
+    strong = plain_view(0, tuple(case["strong_shape"].tolist()), case["M_strong"].double().numpy())
+    in_view = guidance.seen_from([strong])
+    (kept,) = select(in_view.targets, in_view.teaches_cls)
+    torch.testing.assert_close(kept.gt_boxes.tensor, case["ms_cls_boxes"], rtol=1e-5, atol=1e-3)
+    assert torch.equal(kept.gt_classes, case["ms_cls_labels"])
 
 
 @pytest.mark.parametrize("outline", OUTLINES)

@@ -144,7 +144,7 @@ class BestTeacherKeeper(HookBase):
 
 
 class SilenceWarner(HookBase):
-    """Warns when no pseudo box has taught classification for many iterations.
+    """Warns when no logged iteration has had a pseudo box for classification for long.
 
     Iterations without unlabeled images, at the start or the end of training, do not count.
     """
@@ -167,15 +167,18 @@ class SilenceWarner(HookBase):
         count, iteration = logged
         if count > 0 or self._last_heard is None:
             self._last_heard, self._num_warnings = iteration, 0
-        # Up to what was logged last, which is every iteration only with a single process.
+        # Only what was logged is known: each iteration of a single process, or one in LOG_PERIOD
+        # of several.
         silence = iteration - self._last_heard
-        if silence // self._num_iters > self._num_warnings:
-            self._num_warnings += 1
+        num_due = silence // self._num_iters
+        if num_due > self._num_warnings:
+            self._num_warnings = num_due
             logger.warning(
-                f"No pseudo box for classification in {silence} iterations: no detection of the "
-                f"teacher scores above {self._cls_score}. Likely causes: the teacher is still "
-                "untrained (wait, raise SOFT_TEACHER.BURN_IN_ITERS, or start from a supervised "
-                "model with MODEL.WEIGHTS); SOFT_TEACHER.PSEUDO_LABELS.CLS_SCORE is too high for "
-                "this data; SOLVER.BASE_LR is too low or too high; the unlabeled images show none "
-                "of the classes; INPUT.FORMAT or MODEL.PIXEL_MEAN does not fit the weights."
+                f"None of the iterations logged over the last {silence} had a pseudo box for "
+                f"classification: no detection of the teacher scored above {self._cls_score}. "
+                "Likely causes: the teacher is still untrained (wait, raise "
+                "SOFT_TEACHER.BURN_IN_ITERS, or start from a supervised model with MODEL.WEIGHTS); "
+                "SOFT_TEACHER.PSEUDO_LABELS.CLS_SCORE is too high for this data; SOLVER.BASE_LR is "
+                "too low or too high; the unlabeled images show none of the classes; INPUT.FORMAT "
+                "or MODEL.PIXEL_MEAN does not fit the weights."
             )
