@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 import torch
-from detectron2.modeling import META_ARCH_REGISTRY
+from detectron2.modeling import META_ARCH_REGISTRY, build_model
 from detectron2.utils.events import EventStorage
 
 from one_stage import FLIP, config
@@ -35,11 +35,13 @@ def test_the_example_is_a_detector_that_the_trainer_trains():
             SOFT_TEACHER__PSEUDO_LABELS__CLS_SCORE=0.005,
         )
         assert num_classes(cfg) == NUM_CLASSES
+        torch.manual_seed(0)
+        # As the trainer does: the name in the config is enough.
+        student = build_model(cfg).train()
     finally:
         HEAD_SECTIONS.pop(NAME, None)
         META_ARCH_REGISTRY._obj_map.pop(NAME, None)
-    torch.manual_seed(0)
-    student = names[NAME](cfg).train()
+    assert type(student) is names[NAME]
     pairs = [{"weak": plain_view(7), "strong": plain_view(7, matrix=FLIP)}]
     step = SoftTeacherStep(
         student,
