@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.engine import default_argument_parser
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import train_net
 from ddp_worker import launch_two, run_train_net
@@ -50,6 +51,26 @@ def test_a_run_evaluates_both_models_and_resumes_exactly(config_file, tmp_path):
     (parts / "model_final.pth").unlink()
     run(config_file, parts, "--resume")
     assert_same(checkpoint(whole), checkpoint(parts))
+
+
+def test_what_a_person_watches_is_logged_as_json_and_for_tensorboard(
+    config_file, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("soft_teacher.engine.trainer.LOG_PERIOD", 2)
+    run(config_file, tmp_path / "out", TEST__EVAL_PERIOD=6)
+    losses = [f"loss_{x}" for x in ("cls", "box_reg", "rpn_cls", "rpn_loc")]
+    scalars = {
+        *("total_loss", *losses, *(f"{x}_unsup" for x in losses)),
+        *("pseudo_boxes_rpn", "pseudo_boxes_cls", "pseudo_boxes_reg"),
+        *("pseudo_score", "pseudo_variance", "background_weight", "ema_momentum"),
+        # The unlabeled set of this test has ground truth.
+        *("pseudo_precision", "pseudo_recall"),
+        *("data_time", "time", "images_per_second", "eta_seconds", "lr"),
+    }
+    assert not scalars - {key for entry in metrics(tmp_path / "out") for key in entry}
+    events = EventAccumulator(str(tmp_path / "out")).Reload().Tags()
+    assert not scalars - {*events["scalars"], "eta_seconds"}
+    assert "pseudo_labels" in events["images"]
 
 
 def test_a_training_that_lacks_only_its_final_checkpoint_is_completed(config_file, tmp_path):
