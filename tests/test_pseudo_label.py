@@ -11,6 +11,7 @@ import torch
 from detectron2.layers import batched_nms
 from PIL import Image
 from pycocotools.coco import COCO
+from torchvision.ops import box_iou
 
 import train_net
 from pseudo_label_place import label_place
@@ -78,7 +79,7 @@ def test_the_boxes_are_those_of_an_evaluation_of_the_model(tool, place, tmp_path
     assert "boxes with a score above 0.25 in 6 images" in capsys.readouterr().out
 
 
-def test_scales_and_mirror_are_merged_by_nms(tool, place, tmp_path):
+def test_scales_and_mirror_are_merged_and_boxes_averaged(tool, place, tmp_path):
     folder, config = place
     sizes = (64, 96)
     options = ["--scales", *map(str, sizes), "--flip"]
@@ -103,15 +104,23 @@ def test_scales_and_mirror_are_merged_by_nms(tool, place, tmp_path):
     boxes, scores, classes = map(torch.cat, (boxes, scores, classes))
     kept = batched_nms(boxes, scores, classes, 0.5)[:100]
     kept = kept[scores[kept] > SCORE]
-    merged = [
-        {
-            "image_id": 0,
-            "category_id": 10 * int(classes[k]) + 10,
-            "score": float(scores[k]),
-            "bbox": [*boxes[k, :2].tolist(), *(boxes[k, 2:] - boxes[k, :2]).tolist()],
-        }
-        for k in kept
-    ]
+    merged = []
+    for k in kept:
+        voters = [
+            j
+            for j in range(len(boxes))
+            if classes[j] == classes[k]
+            and float(box_iou(boxes[j : j + 1], boxes[k : k + 1])) >= 0.5
+        ]
+        x0, y0, x1, y1 = (
+            sum(float(scores[j]) * float(boxes[j, i]) for j in voters)
+            / sum(float(scores[j]) for j in voters)
+            for i in range(4)
+        )
+        category = 10 * int(classes[k]) + 10
+        bbox = [x0, y0, x1 - x0, y1 - y0]
+        entry = {"image_id": 0, "category_id": category, "score": float(scores[k]), "bbox": bbox}
+        merged.append(entry)
     own = rows([x for x in found if x["image_id"] == 0])
     np.testing.assert_allclose(own, rows(merged), rtol=1e-4, atol=1e-3)
 

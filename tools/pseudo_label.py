@@ -11,8 +11,8 @@ category ids are those of the first set in DATASETS.TRAIN, and "info" has the se
 images that could not be read. Training takes the file by SOFT_TEACHER.PSEUDO_LABELS.FILES, see
 configs/coco/multi_stage_R_50_FPN_10pct.yaml.
 
-With --scales or --flip an image is looked at several times and all detections are merged by
-non-maximum suppression, as in Data Distillation.
+With --scales or --flip an image is looked at several times. All detections are merged by
+non-maximum suppression, and each box that is left becomes the mean of those that it stands for.
 
 The work can be stopped at any time: the same command goes on, with the same result. With other
 settings it starts anew. Any key of the config can be given at the end of the command line, as KEY

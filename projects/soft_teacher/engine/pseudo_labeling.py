@@ -158,7 +158,7 @@ def _detector(
         max_size=cfg.TEST.AUG.MAX_SIZE if options.scales else cfg.INPUT.MAX_SIZE_TEST,
         flip=options.flip,
     )
-    return RCNNWithTTA(cfg, model, views), original_images(cfg)
+    return RCNNWithTTA(cfg, model, views, averages_boxes=True), original_images(cfg)
 
 
 @torch.no_grad()

@@ -3,7 +3,7 @@
 Detectron2's `GeneralizedRCNNWithTTA` finds boxes in each view, merges all of them by NMS, and
 averages the masks that the detector draws into the merged boxes in each view. Cascades and HTC go
 through it as they are: their heads draw, and average, masks in given boxes. Added here are
-soft-NMS for the merger, and batches of views of one size.
+soft-NMS for the merger, averages of boxes, and batches of views of one size.
 """
 
 from dataclasses import replace
@@ -14,6 +14,7 @@ from detectron2.modeling import DatasetMapperTTA, GeneralizedRCNN, GeneralizedRC
 from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
+from soft_teacher.modeling.box_voting import average_boxes
 from soft_teacher.modeling.soft_nms import SoftNms
 
 SUFFIX = "_TTA"
@@ -37,12 +38,20 @@ class RCNNWithTTA(GeneralizedRCNNWithTTA):
     once in their view and again among those of all views.
     """
 
-    def __init__(self, cfg: CfgNode, model: nn.Module, views: DatasetMapperTTA | None = None):
+    def __init__(
+        self,
+        cfg: CfgNode,
+        model: nn.Module,
+        views: DatasetMapperTTA | None = None,
+        averages_boxes: bool = False,
+    ):
         """
         Args:
             cfg: its TEST.AUG says what the views are, unless `views` does.
             model: the detector.
             views: makes views of an image that nothing has resized before.
+            averages_boxes: whether each box that is left becomes the mean of those of all views,
+                see `average_boxes`.
 
         Raises:
             ValueError: the model is no R-CNN.
@@ -51,6 +60,7 @@ class RCNNWithTTA(GeneralizedRCNNWithTTA):
         views = views or DatasetMapperTTA(cfg)
         # Views of one size, next to each other, need no padding.
         super().__init__(cfg, model, views, batch_size=2 if views.flip else 1)
+        self._averages_boxes = averages_boxes
 
     @property
     def _soft_nms(self) -> SoftNms | None:
@@ -75,15 +85,16 @@ class RCNNWithTTA(GeneralizedRCNNWithTTA):
         shape_hw: tuple[int, int],
     ) -> Instances:
         """Detections of all views, in the frame of the original image, to those of the image."""
-        if self._soft_nms is None or len(all_boxes) == 0:
+        if len(all_boxes) == 0:
             return super()._merge_detections(all_boxes, all_scores, all_classes, shape_hw)
-        boxes = Boxes(all_boxes)
-        boxes.clip(shape_hw)
-        return self._soft_nms(
-            Instances(
-                shape_hw,
-                pred_boxes=boxes,
-                scores=torch.stack(all_scores),
-                pred_classes=torch.stack(all_classes),
-            )
-        )
+        scores, classes = torch.stack(all_scores), torch.stack(all_classes)
+        if self._soft_nms is None:
+            merged = super()._merge_detections(all_boxes, all_scores, all_classes, shape_hw)
+        else:
+            boxes = Boxes(all_boxes)
+            boxes.clip(shape_hw)
+            found = Instances(shape_hw, pred_boxes=boxes, scores=scores, pred_classes=classes)
+            merged = self._soft_nms(found)
+        if self._averages_boxes:
+            return average_boxes(merged, all_boxes, scores, classes)
+        return merged
