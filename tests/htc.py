@@ -1,13 +1,18 @@
 """A small HTC and what tests of it have in common."""
 
+from pathlib import Path
+
+import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
+from PIL import Image
 from torch import Tensor, nn
 
 from htc_reference import Reference
 from masks import MASK_HEAD
 from tiny import NUM_CLASSES, tiny_config
+from tiny_training import NUM_LABELED
 
 NUM_STAGES = 3
 STAGE_WEIGHTS = (1.0, 0.5, 0.25)
@@ -63,3 +68,13 @@ def with_semantics(view: dict, seed: int = 0) -> dict:
     blocks[blocks >= NUM_SEMANTIC] = 255
     labels = blocks.repeat_interleave(4, dim=0).repeat_interleave(4, dim=1)
     return {**view, "sem_seg": labels.to(torch.uint8)}
+
+
+def write_semantic_maps(folder: Path) -> Path:
+    """Maps of random labels for the labeled images of `tiny_training`; where they lie."""
+    maps = folder / "maps"
+    maps.mkdir()
+    for i in range(NUM_LABELED):
+        labels = np.random.default_rng(i).integers(0, NUM_SEMANTIC, (64, 64), dtype=np.uint8)
+        Image.fromarray(labels).save(maps / f"labeled_{i}.png")
+    return maps

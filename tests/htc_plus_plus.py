@@ -1,7 +1,6 @@
 """Config keys of a small Swin backbone, and of all parts of HTC++ with it."""
 
-from cascades import CASCADE
-from masks import MASK_HEAD
+from htc import HTC, SEMANTIC
 
 SWIN = {
     "MODEL.BACKBONE.NAME": "build_swin_fpn_backbone",
@@ -12,11 +11,9 @@ SWIN = {
 }
 ADAMW = {"SOLVER.OPTIMIZER": "ADAMW", "SOLVER.BASE_LR": 1e-3}
 HTC_PLUS_PLUS = {
-    **CASCADE,
-    **MASK_HEAD,
+    **HTC,
+    **SEMANTIC,
     "MODEL.ROI_MASK_HEAD.CONV_DIM": 32,
-    "MODEL.ROI_HEADS.NAME": "SoftTeacherHTCROIHeads",
-    "MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA": 1.0,
     "MODEL.ROI_HEADS.SOFT_NMS.ENABLED": True,
     "MODEL.ROI_HEADS.SCORE_THRESH_TEST": 0.001,
     "MODEL.ROI_BOX_HEAD.NUM_CONV": 4,
@@ -25,9 +22,9 @@ HTC_PLUS_PLUS = {
     "MODEL.ROI_BOX_HEAD.NORM": "GN",
     **SWIN,
     **ADAMW,
-    "MODEL.SWIN.DROP_PATH_RATE": 0.0,
+    "MODEL.SWIN.DROP_PATH_RATE": 0.2,
     "MODEL.SWIN.USE_CHECKPOINT": True,
     "MODEL.SWIN.GLOBAL_ATTENTION.ENABLED": True,
-    "MODEL.SWIN.GLOBAL_ATTENTION.DROP_PATH_RATE": 0.0,
+    "MODEL.SWIN.GLOBAL_ATTENTION.DROP_PATH_RATE": 0.1,
     "TEST.AUG.MIN_SIZES": (48, 64),
 }

@@ -196,6 +196,29 @@ def _draw_semantic_head(draw: _Weights, size: Sizes) -> None:
     draw.layer(f"{head}.conv_logits", size.semantic_classes, size.channels, 1, 1)
 
 
+def by_names_of_swins_authors(state: State) -> State:
+    """The same network as the detectors of Swin's authors store it.
+
+    Their names are those that mmdetection's converter reads
+    (tools/model_converters/swinv1_to_mmdet.py). Patch merging joins the whole maps of the tokens
+    (0, 0), (1, 0), (0, 1) and (1, 1), so channel c of the token in row kh and column kw comes from
+    mmdetection's 4c + 2kh + kw.
+    """
+    theirs = {"patch_embed.projection": "patch_embed.proj", ".attn.w_msa.": ".attn."}
+    theirs |= {".ffn.layers.0.0.": ".mlp.fc1.", ".ffn.layers.1.": ".mlp.fc2."}
+    theirs |= {"backbone.stages.": "backbone.layers."}
+    renamed: State = OrderedDict()
+    for name, tensor in state.items():
+        if ".downsample." in name and name.startswith("backbone.stages."):
+            channels = range(tensor.shape[-1] // 4)
+            tokens = [(0, 0), (1, 0), (0, 1), (1, 1)]
+            tensor = tensor[..., [4 * c + 2 * kh + kw for kh, kw in tokens for c in channels]]
+        for old, new in theirs.items():
+            name = name.replace(old, new) if name.startswith("backbone.") else name
+        renamed[name] = tensor
+    return renamed
+
+
 def save_mmdet_file(state: State, path: Path, **meta) -> Path:
     """A file as mmcv writes it, with the state of an optimizer beside the weights."""
     optimizer = {"state": {}, "param_groups": [{"lr": 0.01, "momentum": 0.9}]}

@@ -95,6 +95,23 @@ def checkpoint(output: Path, name: str = "model_final.pth") -> dict:
     return torch.load(output / name, weights_only=True)
 
 
+def unmoved(before: dict, after: dict, prefixes: str | tuple[str, ...]) -> list[str]:
+    """Which weights of convolutions, linear layers and tables are the same in two states.
+
+    Args:
+        before: of a model.
+        after: of the same one, later.
+        prefixes: of the names that are looked at.
+    """
+    looked_at = [
+        name
+        for name, tensor in before.items()
+        if name.startswith(prefixes) and tensor.is_floating_point() and tensor.ndim > 1
+    ]
+    assert looked_at, prefixes
+    return [name for name in looked_at if torch.equal(before[name], after[name])]
+
+
 def assert_same(a, b, where: str = "") -> None:
     """Bit equality of nested dicts, lists, tensors and numbers."""
     if isinstance(a, torch.Tensor):

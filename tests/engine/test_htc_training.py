@@ -1,21 +1,25 @@
-"""HTC in training, on several processes and out of the project again."""
+"""HTC and mmdetection's Cascade Mask R-CNN in training, on several processes and exported."""
 
 import numpy as np
 import pytest
 import torch
 from detectron2.config import get_cfg
 from detectron2.engine import DefaultPredictor
-from PIL import Image
 
-from htc import CASCADE_MASK, HTC, NUM_SEMANTIC, NUM_STAGES, SEMANTIC, htc_config
+from htc import CASCADE_MASK, HTC, NUM_STAGES, SEMANTIC, htc_config, write_semantic_maps
 from shares import largest_difference, results_of_one, results_of_two
 from soft_teacher import add_soft_teacher_config, load_config
 from soft_teacher.engine.export import export_model, needs_this_project
 from soft_teacher.engine.rehearsal.real_steps import take_steps
 from soft_teacher.modeling import SoftTeacherHTCROIHeads
 from test_mask_training import add_masks, run
-from tiny_training import NARROW, NUM_LABELED, checkpoint, write_config
+from tiny_training import NARROW, checkpoint, unmoved, write_config
 
+KINDS = {
+    "HTC": {},
+    "HTC with its semantic branch": SEMANTIC,
+    "Cascade Mask R-CNN": CASCADE_MASK,
+}
 SUPERVISED = {
     "SOFT_TEACHER__ENABLED": False,
     "SOFT_TEACHER__EMA__ENABLED": False,
@@ -34,37 +38,43 @@ def write(folder, **keys):
         **{**HTC, **NARROW, **keys},
         INPUT__MASK_FORMAT="bitmask",
         SOLVER__MAX_ITER=2,
-        DATASETS__SEMANTIC_ROOT=str(folder / "maps"),
+        DATASETS__SEMANTIC_ROOT=str(write_semantic_maps(folder)),
     )
     for name in ("labeled", "val"):
         add_masks(folder / f"{name}.json")
-    (folder / "maps").mkdir()
-    for i in range(NUM_LABELED):
-        labels = np.random.default_rng(i).integers(0, NUM_SEMANTIC, (64, 64), dtype=np.uint8)
-        Image.fromarray(labels).save(folder / "maps" / f"labeled_{i}.png")
     return config_file
 
 
-def test_soft_teacher_trains_htc_with_its_semantic_branch(tmp_path):
-    config_file = write(tmp_path, **SEMANTIC)
-    logged = run(config_file, tmp_path / "out")
-    assert losses() | losses("_unsup") | {"loss_semantic"} <= logged.keys()
+@pytest.mark.parametrize("kind", KINDS)
+def test_soft_teacher_trains_every_stage_of_student_and_teacher(tmp_path, kind):
+    config_file = write(tmp_path, **KINDS[kind])
+    logged = run(config_file, tmp_path / "out", SOLVER__CHECKPOINT_PERIOD=1)
+    assert losses() | losses("_unsup") <= logged.keys()
+    assert all(min(logged[name]) > 0 for name in losses(tasks=["mask"]))
+    assert all(max(logged[name]) > 0 for name in losses("_unsup", ["mask"]))
+    assert ("loss_semantic" in logged) == (KINDS[kind] is SEMANTIC)
     assert "loss_semantic_unsup" not in logged
     assert {
         f"{m}/{t}/AP" for m in ("student", "teacher") for t in ("bbox", "segm")
     } <= logged.keys()
     assert {f"background_weight_stage{k}" for k in range(NUM_STAGES)} <= logged.keys()
     assert "skipped_steps" not in logged
-    final = checkpoint(tmp_path / "out")
-    for name, before in final["teacher"].items():
-        is_trained = name.startswith("roi_heads.") and name.endswith("weight")
-        assert not is_trained or not torch.equal(before, final["model"][name]), name
+    first, final = (checkpoint(tmp_path / "out", f"model_{x}.pth") for x in ("0000000", "final"))
+    for model in ("model", "teacher"):
+        assert unmoved(first[model], final[model], "roi_heads.") == []
+    assert unmoved(final["model"], final["teacher"], "roi_heads.") == []
 
 
-def test_the_supervised_baseline_of_htc_trains(tmp_path):
-    logged = run(write(tmp_path), tmp_path / "out", **SUPERVISED)
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_supervised_baseline_trains_every_stage(tmp_path, kind):
+    config_file = write(tmp_path, **KINDS[kind])
+    logged = run(config_file, tmp_path / "out", SOLVER__CHECKPOINT_PERIOD=1, **SUPERVISED)
     assert losses() <= logged.keys() and not losses("_unsup") & logged.keys()
-    assert "student/segm/AP" in logged and "loss_semantic" not in logged
+    assert all(min(logged[name]) > 0 for name in losses(tasks=["mask"]))
+    assert ("loss_semantic" in logged) == (KINDS[kind] is SEMANTIC)
+    assert "student/segm/AP" in logged and "skipped_steps" not in logged
+    first, final = (checkpoint(tmp_path / "out", f"model_{x}.pth") for x in ("0000000", "final"))
+    assert unmoved(first["model"], final["model"], "roi_heads.") == []
 
 
 @pytest.mark.parametrize("keys", [SEMANTIC, CASCADE_MASK])

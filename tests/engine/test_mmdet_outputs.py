@@ -5,7 +5,12 @@ import torch
 from detectron2.modeling import build_model
 
 from mmdet_reference import Detector
-from mmdet_states import random_image, random_state, save_mmdet_file
+from mmdet_states import (
+    by_names_of_swins_authors,
+    random_image,
+    random_state,
+    save_mmdet_file,
+)
 from soft_teacher import load_config
 from soft_teacher.engine.evaluation import load_models
 from soft_teacher.engine.mmdet_checkpoint import convert_checkpoint
@@ -131,3 +136,29 @@ def test_swin_needs_its_channels_reordered(tmp_path):
     model.load_state_dict(weights)
     other = run(cfg, model, image).scores
     assert len(other) != len(scores) or not torch.allclose(other, scores, atol=1e-3)
+
+
+def test_a_detector_of_swins_authors_becomes_the_one_of_mmdetection_that_is_proved_above(tmp_path):
+    state = random_state(**CASES["mask, Swin"])
+    theirs = by_names_of_swins_authors(state)
+    in_backbone = [name for name in state if name.startswith("backbone.")]
+    assert {x for x in in_backbone if x in theirs} == {
+        f"backbone.{norm}.{kind}"
+        for norm in ("patch_embed.norm", "norm0", "norm1", "norm2", "norm3")
+        for kind in ("weight", "bias")
+    }
+    (expected, expected_cfg), (found, found_cfg) = (
+        converted(x, tmp_path / name) for x, name in ((state, "mmdet"), (theirs, "authors"))
+    )
+    assert found_cfg == expected_cfg
+    assert found.keys() == expected.keys()
+    assert [k for k, v in expected.items() if not torch.equal(found[k], v)] == []
+
+
+def converted(state, folder):
+    """The weights and the config, without the place of the weights, that a state becomes."""
+    folder.mkdir()
+    file = save_mmdet_file(state, folder / "theirs.pth")
+    done = convert_checkpoint(file, folder / "ours.pth")
+    cfg = load_config(str(done.config_file), ["MODEL.WEIGHTS", ""])
+    return torch.load(folder / "ours.pth", weights_only=True)["model"], cfg

@@ -4,6 +4,7 @@ import torch
 from detectron2.utils.events import EventStorage
 from torch import nn
 
+from htc import with_semantics
 from htc_plus_plus import HTC_PLUS_PLUS
 from masks import SIZE, confident_with_masks, labeled_view_with_masks
 from soft_teacher.engine.ema import build_teacher
@@ -15,7 +16,8 @@ from tiny import plain_view, tiny_config, tiny_model
 def all_losses(student: nn.Module, teacher: nn.Module) -> dict[str, torch.Tensor]:
     with EventStorage():
         views = [plain_view(1, SIZE)]
-        return student([labeled_view_with_masks(3)], views, confident_with_masks(teacher, views))
+        labeled = with_semantics(labeled_view_with_masks(3))
+        return student([labeled], views, confident_with_masks(teacher, views))
 
 
 def test_one_step_reaches_every_parameter_and_lowers_both_kinds_of_losses():
@@ -24,7 +26,7 @@ def test_one_step_reaches_every_parameter_and_lowers_both_kinds_of_losses():
     optimizer = build_optimizer(tiny_config(**HTC_PLUS_PLUS), student)
     sums = []
     for step in range(6):
-        torch.manual_seed(0)  # the same samples of RoIs in each step
+        torch.manual_seed(0)  # the same samples of RoIs and the same dropped paths in each step
         losses = all_losses(student, teacher)
         unlabeled = sum(x for name, x in losses.items() if name.endswith("_unsup"))
         labeled = sum(x for name, x in losses.items() if not name.endswith("_unsup"))
@@ -38,6 +40,8 @@ def test_one_step_reaches_every_parameter_and_lowers_both_kinds_of_losses():
             assert layer and all(x.abs().sum() > 0 for x in layer)
         optimizer.step()
     assert {f"loss_{kind}_stage2_unsup" for kind in ("cls", "box_reg", "mask")} <= losses.keys()
+    assert float(losses["loss_semantic"].detach()) > 0
+    assert "loss_semantic_unsup" not in losses
     for first, last in zip(sums[0], sums[-1], strict=True):
         assert last < first
 
