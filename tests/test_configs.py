@@ -51,6 +51,8 @@ OFFICIAL = {
     "soft_teacher_cascade_R_50_FPN_full_720k": (32, 32, 0.01, 720_000, (480_000, 640_000), 2.0),
     "supervised_cascade_R_50_FPN_10pct": PARTIAL_SUPERVISED,
     "supervised_cascade_R_50_FPN_full_720k": FULL_SUPERVISED,
+    "soft_teacher_cascade_mask_R_50_FPN_10pct": PARTIAL,
+    "supervised_cascade_mask_R_50_FPN_10pct": PARTIAL_SUPERVISED,
 }
 # The paper and the official code have no Mask R-CNN: the numbers are those of Faster R-CNN.
 OFFICIAL |= {
@@ -141,6 +143,12 @@ def test_coco_recipes_hold_the_official_numbers(name):
     depth = cfg.MODEL.RESNETS.DEPTH
     assert f"R_{depth}_" in name
     assert cfg.MODEL.WEIGHTS == f"detectron2://ImageNetPretrained/MSRA/R-{depth}.pkl"
+
+
+@pytest.mark.parametrize("name", COCO)
+def test_coco_recipes_say_what_is_published_of_them(name):
+    (comment,) = re.findall(r"\A((?:# .*\n)*)", (CONFIGS / name).read_text())
+    assert re.search(r"\bAP \d|\b[Pp]aper\b", comment)
 
 
 # EMA, reliability of the background, box jittering, labels from a file: tables 2, 5 and 6.
