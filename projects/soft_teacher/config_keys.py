@@ -49,7 +49,8 @@ def _add_data_keys(cfg: CN) -> None:
     cfg.SOLVER.CHECKPOINTS_TO_KEEP = 20
     # "SGD", as Detectron2 builds it, or "ADAMW" with betas 0.9 and 0.999, as Swin's authors train
     # detectors (BASE_LR 0.0001 at 16 images, WEIGHT_DECAY 0.05, WEIGHT_DECAY_NORM 0). With the
-    # latter relative and absolute position embeddings have no weight decay.
+    # latter relative and absolute position embeddings have no weight decay, nor has what timm says
+    # of its networks (docs/backbones.md).
     cfg.SOLVER.OPTIMIZER = "SGD"
 
 

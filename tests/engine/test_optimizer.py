@@ -3,6 +3,7 @@
 import pytest
 import torch
 from detectron2.config import CfgNode
+from detectron2.layers import CycleBatchNormList, get_norm
 from detectron2.modeling import build_model
 from detectron2.solver import build_optimizer as build_detectron2s
 from torch import nn
@@ -76,10 +77,77 @@ def test_adamw_lets_norms_decay_if_the_config_says_so():
     assert found["backbone.fpn_lateral2.norm.weight"]["weight_decay"] == 0.02
 
 
+@pytest.mark.parametrize("of_norms", [0.0, 0.02])
+@pytest.mark.parametrize("of_biases", [None, 0.03])
+def test_detectron2s_own_norms_decay_as_its_group_norms_do(of_norms, of_biases):
+    cfg = tiny_config(**keys(ADAMW), SOLVER__WEIGHT_DECAY_NORM=of_norms)
+    cfg.SOLVER.WEIGHT_DECAY_BIAS = of_biases
+
+    def decays(norm: nn.Module) -> dict[str, float]:
+        head = nn.Sequential(norm, nn.Conv2d(8, 8, 1))
+        found = settings(build_optimizer(cfg, head), head)
+        return {name: x["weight_decay"] for name, x in found.items()}
+
+    expected = decays(nn.GroupNorm(2, 8))
+    assert (expected["0.weight"], expected["1.weight"]) == (of_norms, 0.05)
+    assert decays(get_norm("LN", 8)) == expected
+    assert decays(CycleBatchNormList(2, num_features=8)) == expected
+
+
+def test_the_layer_norms_of_a_pyramid_do_not_decay():
+    _, found, _ = build(tiny_config(**keys(ADAMW), MODEL__FPN__NORM="LN"))
+    norms = [name for name in found if name.startswith("backbone.fpn") and "norm" in name]
+    assert "backbone.fpn_lateral2.norm.weight" in norms
+    assert {found[name]["weight_decay"] for name in norms} == {0.0}
+    assert found["backbone.fpn_lateral2.weight"]["weight_decay"] == 0.05
+
+
+TIMM = {
+    "MODEL.BACKBONE.NAME": "build_timm_fpn_backbone",
+    "MODEL.TIMM.OUT_INDICES": (0, 1, 2, 3),
+}
+
+
+# timm renames the modules of the first, and wraps the second.
+@pytest.mark.parametrize(
+    ("name", "parts", "some"),
+    [
+        (
+            "swinv2_tiny_window8_256",
+            (".cpb_mlp.", ".logit_scale"),
+            "layers_3.blocks.1.attn.cpb_mlp.0.bias",
+        ),
+        ("mvitv2_tiny", (".rel_pos_h", ".rel_pos_w"), "model.stages.3.blocks.1.attn.rel_pos_h"),
+    ],
+)
+def test_position_biases_of_timms_networks_do_not_decay_either(name, parts, some):
+    pytest.importorskip("timm")
+    cfg = tiny_config(**keys(TIMM, ADAMW), MODEL__TIMM__NAME=name, MODEL__TIMM__FREEZE_AT=1)
+    model = build_model(cfg)
+    drawn = torch.get_rng_state()
+    found = settings(build_optimizer(cfg, model), model)
+    assert torch.equal(torch.get_rng_state(), drawn)
+    expected = {}
+    for key, parameter in model.named_parameters():
+        owner = model.get_submodule(key.rpartition(".")[0])
+        is_norm = isinstance(owner, nn.LayerNorm | nn.GroupNorm)
+        if parameter.requires_grad:
+            expected[key] = 0.0 if is_norm or any(part in key for part in parts) else 0.05
+    assert {key: x["weight_decay"] for key, x in found.items()} == expected
+    assert expected[f"backbone.bottom_up.net.{some}"] == 0
+
+
+def test_sgd_with_timms_networks_is_detectron2s_own_too():
+    pytest.importorskip("timm")
+    cfg = tiny_config(**keys(TIMM), MODEL__TIMM__NAME="tiny_vit_5m_224", MODEL__FPN__NORM="LN")
+    model, found, _ = build(cfg)
+    assert model.backbone.bottom_up.parameters_without_decay()
+    assert found == settings(build_detectron2s(cfg, model), model)
+
+
 def test_norms_of_timms_levels_do_not_decay():
     pytest.importorskip("timm")
-    names = {"MODEL.BACKBONE.NAME": "build_timm_fpn_backbone", "MODEL.TIMM.NAME": "convnext_atto"}
-    cfg = tiny_config(**keys(names, ADAMW), MODEL__TIMM__OUT_INDICES=(0, 1, 2, 3))
+    cfg = tiny_config(**keys(TIMM, ADAMW), MODEL__TIMM__NAME="convnext_atto")
     _, found, _ = build(cfg)
     norms = [name for name in found if "norm" in name]
     assert "backbone.bottom_up.norms.res5.weight" in norms

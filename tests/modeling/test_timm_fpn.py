@@ -192,6 +192,15 @@ def test_networks_whose_stages_timm_renames_load_too(tmp_path):
     )
 
 
+def test_networks_that_timm_wraps_load_too(tmp_path):
+    full = timm.create_model("mvitv2_tiny")
+    torch.save(full.state_dict(), tmp_path / "w.pth")
+    keys = {"OUT_INDICES": (0, 1, 2, 3), "WEIGHTS": str(tmp_path / "w.pth")}
+    net = make_bottom_up("mvitv2_tiny", **keys).net
+    state = full.state_dict()
+    assert all(torch.equal(x, state[key]) for key, x in net.model.state_dict().items())
+
+
 def test_files_that_do_not_fit_are_refused_with_the_first_differences(tmp_path):
     path = tmp_path / "w.pth"
     state = timm.create_model("resnet18").state_dict()

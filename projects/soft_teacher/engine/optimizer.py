@@ -5,16 +5,23 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
+from detectron2.layers import CycleBatchNormList
+from detectron2.layers.batch_norm import LayerNorm
 from detectron2.solver import build_optimizer as build_sgd
 from detectron2.solver import get_default_optimizer_params
-from detectron2.solver.build import maybe_add_gradient_clipping
+from detectron2.solver.build import maybe_add_gradient_clipping, reduce_param_groups
 from torch import nn
 
-NO_DECAY = ("relative_position_bias_table", "absolute_pos_embed")
-"""Last parts of the names of parameters without weight decay, as Swin's authors train detectors.
+NO_DECAY = ("relative_position_bias_table", "absolute_pos_embed", "logit_scale")
+"""Last parts of the names of parameters without weight decay, as Swin's authors train detectors,
+and Swin V2, whose attention has the last one (github.com/microsoft/Swin-Transformer).
 
-Norms are the other ones: SOLVER.WEIGHT_DECAY_NORM, which Detectron2 has at 0.
+Norms are the other ones: SOLVER.WEIGHT_DECAY_NORM, which Detectron2 has at 0. A backbone may name
+more, see `parameters_without_decay` of `TimmBackbone`.
 """
+
+_OWN_NORMS = (LayerNorm, CycleBatchNormList)
+"""Detectron2's own classes of norms, which its rule for norms does not know."""
 
 _KEYS = {"SGD": "momentum", "ADAMW": "betas"}
 """What groups of parameters have with one optimizer and not with the other."""
@@ -38,8 +45,26 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         weight_decay_bias=solver.WEIGHT_DECAY_BIAS,
         overrides={name: {"weight_decay": 0.0} for name in NO_DECAY},
     )
+    groups = reduce_param_groups(groups + _exceptions(solver, model))
     optimizer = torch.optim.AdamW(groups, lr=solver.BASE_LR, weight_decay=solver.WEIGHT_DECAY)
     return maybe_add_gradient_clipping(cfg, optimizer)
+
+
+def _exceptions(solver: CfgNode, model: nn.Module) -> list[dict[str, Any]]:
+    """Groups that overwrite what Detectron2's rules say of the same parameters."""
+    norms, others = [], []
+    for module in model.modules():
+        if isinstance(module, _OWN_NORMS):
+            norms.extend(module.named_parameters(recurse=False))
+        if hasattr(module, "parameters_without_decay"):
+            others.extend(p for p in module.parameters_without_decay() if p.requires_grad)
+    groups = [{"params": others, "weight_decay": 0.0}]
+    if solver.WEIGHT_DECAY_NORM is not None:
+        # With Detectron2 a rule for biases goes before that for norms.
+        names = ("weight",) if solver.WEIGHT_DECAY_BIAS is not None else ("weight", "bias")
+        params = [p for name, p in norms if p.requires_grad and name in names]
+        groups.append({"params": params, "weight_decay": solver.WEIGHT_DECAY_NORM})
+    return groups
 
 
 def refuse_state_of_another(name: str, state: Mapping[str, Any]) -> None:

@@ -13,13 +13,14 @@ from torch import nn
 
 from soft_teacher.modeling.backbones.frozen_norm import freeze_batch_norms
 from soft_teacher.modeling.backbones.pyramid import LEVEL_NAMES, build_rcnn_fpn
+from soft_teacher.modeling.backbones.timm_freezing import freeze_levels
 from soft_teacher.modeling.backbones.timm_net import (
     create_feature_net,
-    freeze_levels,
     has_channels_last,
     is_normed_by_layers,
-    window_divisibility,
+    undecayed_parameters,
 )
+from soft_teacher.modeling.backbones.timm_sizes import require_all_sizes, window_divisibility
 
 OUT_NORMS = ("auto", "LN", "none")
 
@@ -65,6 +66,10 @@ class TimmBackbone(Backbone):
         """What height and width of images should be multiples of, in pixels."""
         return self._size_divisibility
 
+    def parameters_without_decay(self) -> list[nn.Parameter]:
+        """What SOLVER.OPTIMIZER "ADAMW" lets not decay, beside norms."""
+        return undecayed_parameters(self.net)
+
     def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
         """Map normalized images N,C,H,W to feature maps by level name."""
         levels = dict(zip(self._out_features, self.net(x), strict=True))
@@ -95,23 +100,29 @@ def build_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
 
 
 def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
-    """Build the network of MODEL.TIMM, with weights loaded and frozen parts frozen."""
-    timm_cfg = cfg.MODEL.TIMM
+    """Build the network of MODEL.TIMM, with weights loaded and frozen parts frozen.
+
+    Raises:
+        ImportError: timm is not installed.
+        ValueError: a key of MODEL.TIMM does not fit the model, or the model does not take images
+            of every size.
+    """
+    timm_cfg, in_chans = cfg.MODEL.TIMM, input_shape.channels
     if timm_cfg.OUT_NORM not in OUT_NORMS:
         raise ValueError(
             f"MODEL.TIMM.OUT_NORM is {timm_cfg.OUT_NORM!r}; choose one of {OUT_NORMS}."
         )
-    net = create_feature_net(
-        timm_cfg.NAME, timm_cfg.OUT_INDICES, input_shape.channels, timm_cfg.DROP_PATH_RATE
-    )
-    if timm_cfg.WEIGHTS:
-        from soft_teacher.modeling.backbones.timm_weights import load_timm_weights
-
-        load_timm_weights(net, timm_cfg.NAME, timm_cfg.WEIGHTS, input_shape.channels)
+    net = create_feature_net(timm_cfg.NAME, timm_cfg.OUT_INDICES, in_chans, timm_cfg.DROP_PATH_RATE)
     norm_outputs = timm_cfg.OUT_NORM == "LN" or (
         timm_cfg.OUT_NORM == "auto" and is_normed_by_layers(net)
     )
+    backbone = TimmBackbone(net, norm_outputs)
+    require_all_sizes(net, timm_cfg.NAME, in_chans)
+    if timm_cfg.WEIGHTS:
+        from soft_teacher.modeling.backbones.timm_weights import load_timm_weights
+
+        load_timm_weights(net, timm_cfg.NAME, timm_cfg.WEIGHTS, in_chans)
     if timm_cfg.FREEZE_NORM:
         freeze_batch_norms(net)
-    freeze_levels(net, timm_cfg.FREEZE_AT, input_shape.channels)
-    return TimmBackbone(net, norm_outputs)
+    freeze_levels(net, timm_cfg.FREEZE_AT, in_chans)
+    return backbone

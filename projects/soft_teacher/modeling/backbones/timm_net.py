@@ -1,12 +1,11 @@
-"""timm's feature networks: made for images of any size, and frozen in part."""
+"""timm's feature networks: made for images of any size, and what they are made of."""
 
-import math
+from fnmatch import fnmatchcase
 
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from soft_teacher.modeling.backbones.frozen_norm import freeze_batch_norms
 from soft_teacher.modeling.backbones.weight_files import require_timm
 
 
@@ -82,9 +81,10 @@ def _has_stochastic_depth(net: nn.Module) -> bool:
 def flat_name(key: str) -> str:
     """A name in which timm's feature networks and whole models agree.
 
-    timm may rename "stages.0" to "stages_0" in the feature network, never more than that.
+    In the feature network timm may rename "stages.0" to "stages_0", or put the whole model, cut,
+    into "model", never more than that.
     """
-    return key.replace(".", "_")
+    return key.removeprefix("model.").replace(".", "_")
 
 
 def shifting_blocks(module: nn.Module) -> list[nn.Module]:
@@ -108,63 +108,23 @@ def is_normed_by_layers(net: nn.Module) -> bool:
     return has_layer_norms and not any(isinstance(module, _BatchNorm) for module in modules)
 
 
-def window_divisibility(net: nn.Module) -> int:
-    """What height and width of images must be multiples of for shifted windows, in pixels.
+def undecayed_parameters(net: nn.Module) -> list[nn.Parameter]:
+    """Parameters of a feature network that timm's whole model names in `no_weight_decay()`.
 
-    timm's Swin shifts a feature map before it pads it to whole windows, and then lets tokens of
-    opposite borders see each other. Where every map is whole windows nothing is padded, and it is
-    the published network. 1 for networks without shifted windows.
+    As a rule those of position biases and embeddings. The feature network has lost that method,
+    so the whole model is built for its answer: seconds for a large one. Networks without it have
+    no such parameters.
     """
-    result = 1
-    for level in net.feature_info.info:
-        stage = getattr(net, flat_name(level["module"]), None)
-        for block in shifting_blocks(stage) if isinstance(stage, nn.Module) else ():
-            result = math.lcm(result, *(level["reduction"] * side for side in block.window_size))
-    return result
+    import timm
 
-
-def freeze_levels(net: nn.Module, num_levels: int, in_chans: int) -> None:
-    """Stop the training of all that the first `num_levels` feature levels depend on, in place.
-
-    That is the stem and every block up to the last of these levels: 1 freezes what gives the
-    first level of OUT_INDICES ("res2" as a rule; MODEL.BACKBONE.FREEZE_AT 2 of Detectron2's
-    ResNet), 0 freezes nothing. Batch norms among it are frozen whole, and nothing among it is
-    dropped at random any more.
-
-    Since timm lays its networks out in several ways, the parameters are found by asking autograd
-    which of them reach the level.
-
-    Raises:
-        ValueError: the network has fewer levels.
-    """
-    count = len(net.feature_info.reduction())
-    if not 0 <= num_levels <= count:
-        raise ValueError(f"MODEL.TIMM.FREEZE_AT is {num_levels}; choose 0 to {count}, the levels.")
-    if num_levels == 0:
-        return
-    parameters = list(net.parameters())
-    net.eval()  # the probe must not move running statistics
-    # Two pixels at stride 32.
-    levels = net(torch.zeros(1, in_chans, 64, 64))[:num_levels]
-    grads = torch.autograd.grad(sum(x.sum() for x in levels), parameters, allow_unused=True)
-    net.train()
-    for parameter, grad in zip(parameters, grads, strict=True):
-        if grad is not None:
-            parameter.requires_grad_(False)
-    freeze_batch_norms(net, lambda norm: norm.affine and not norm.weight.requires_grad)
-    _stop_dropping(net)
-
-
-def _stop_dropping(net: nn.Module) -> None:
-    """Switch dropout and stochastic depth off in all blocks that are frozen whole."""
-    from timm.layers import DropPath
-
-    for block in net.modules():
-        parameters = list(block.parameters())
-        if not parameters or any(p.requires_grad for p in parameters):
-            continue
-        for module in block.modules():
-            if isinstance(module, DropPath):
-                module.drop_prob = 0.0
-            elif isinstance(module, nn.Dropout):
-                module.p = 0.0
+    # Random weights that nobody uses must not change what a training draws.
+    with torch.random.fork_rng(devices=[]):
+        whole = timm.create_model(net.pretrained_cfg["architecture"], pretrained=False)
+    patterns = whole.no_weight_decay() if hasattr(whole, "no_weight_decay") else ()
+    names = {
+        flat_name(name)
+        for name, _ in whole.named_parameters()
+        # timm 1.0.15 names Swin V2's modules instead of what they own.
+        if any(fnmatchcase(name, end) for pattern in patterns for end in (pattern, f"{pattern}.*"))
+    }
+    return [p for name, p in net.named_parameters() if flat_name(name) in names]
