@@ -76,12 +76,16 @@ test-slurm: $(READY) ## train on a SLURM of two nodes on this machine (Debian or
 
 benchmark: $(READY) ## measure every figure of docs/performance.md, into output/benchmark
 	@$(RUN) tools/count_step.py --json output/benchmark/step.json
-	@$(RUN) tools/benchmark.py --memory --json output/benchmark/plain.json $(ARGS)
+	@$(RUN) tools/benchmark.py --memory --steps 6 --warmup 1 --json output/benchmark/plain.json $(ARGS)
 	@set -e; for options in $(FASTER); do \
-		$(RUN) tools/benchmark.py --stock-as-is --steps 6 \
+		$(RUN) tools/benchmark.py --stock-as-is --steps 3 --warmup 1 \
 			--json "output/benchmark/$$(echo $$options | tr -d -).json" $(ARGS) $$(echo "$$options" | tr ,= "  "); done
-	@$(RUN) tools/benchmark.py --memory --stock-as-is --steps 4 --json output/benchmark/checkpointed.json \
+	@$(RUN) tools/benchmark.py --memory --stock-as-is --steps 3 --warmup 1 \
+		--json output/benchmark/checkpointed.json \
 		$(ARGS) MODEL.BACKBONE.CHECKPOINT_ACTIVATIONS True
+	@if command -v g++ >/dev/null; then $(RUN) tools/benchmark.py --stock-as-is --steps 3 --warmup 1 \
+		--json output/benchmark/compiled.json $(ARGS) MODEL.COMPILE inductor; \
+	else echo "There is no C++ compiler g++, so MODEL.COMPILE inductor was not measured." >&2; fi
 	@$(RUN) tools/benchmark_data.py throughput --json output/benchmark/throughput.json
 	@test -z "$(SIZES)" || $(RUN) tools/benchmark_data.py padding --annotations "$(SIZES)" \
 		--json output/benchmark/padding.json
