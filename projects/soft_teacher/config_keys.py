@@ -129,7 +129,7 @@ def _add_method_keys(cfg: CN) -> None:
     # in the sets, random generators, the gradient scaler or the best metric.
     st.RESUME_WITH_CHANGES = False
     # Warn after this many consecutive steps without a pseudo box for classification in those that
-    # are logged: all on one GPU, every 20th on several.
+    # are logged: all of a single process, every 20th of several.
     st.WARN_NO_PSEUDO_BOX_ITERS = 1000
 
     # The teacher: exponential moving average of the student, updated after each step (sec. 3.1).
