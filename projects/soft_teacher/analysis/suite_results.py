@@ -61,7 +61,8 @@ class RowResult:
     Attributes:
         name: of the row.
         paper: metric -> the paper's number.
-        runs: repetition, such as "seed_0" -> the last evaluation, of finished trainings alone.
+        runs: repetition, such as "seed_0-fold_1", or "seed_0" for one that all folds have in common
+            -> the last evaluation, of finished trainings alone.
         num_wanted: repetitions in all; 0 for a row that is not trained.
         remark: why it is not trained; "" if it is.
         folders: repetition -> where its training lies.
@@ -109,7 +110,8 @@ def gap_closed(
     """The fraction of the gap that each row closes, 1 being all of it.
 
     (row - supervised on few) / (supervised on all - supervised on few), in each repetition that
-    all three have finished, then mean and deviation over these.
+    all three have finished, then mean and deviation over these. Where the folds of a seed have one
+    supervised training on all labels in common, that is taken for each of them.
 
     Args:
         rows: of one table.
@@ -121,7 +123,8 @@ def gap_closed(
         Name of the row -> fraction; rows without any are absent.
     """
     by_name = {row.name: row for row in rows}
-    few, everything = (_values(by_name[x], "student", metric) for x in (gap.few, gap.all))
+    few, common = (_values(by_name[x], "student", metric) for x in (gap.few, gap.all))
+    everything = {label: common.get(label, common.get(_without_fold(label))) for label in few}
     fractions = {}
     for row in rows:
         if row.name in (gap.few, gap.all):
@@ -129,7 +132,7 @@ def gap_closed(
         values = [
             (value - few[label]) / (everything[label] - few[label])
             for label, value in _values(row, model, metric).items()
-            if label in few and label in everything and everything[label] != few[label]
+            if everything.get(label) not in (None, few.get(label))
         ]
         number = mean_and_std(values)
         if number is not None:
@@ -185,6 +188,11 @@ def _values(row: RowResult, model: str, metric: str) -> dict[str, float]:
     return {
         label: run[model][metric] for label, run in row.runs.items() if metric in run.get(model, {})
     }
+
+
+def _without_fold(label: str) -> str:
+    """What a repetition is called that is of all folds: "seed_1-fold_2" -> "seed_1"."""
+    return "-".join(x for x in label.split("-") if not x.startswith("fold_")) or "once"
 
 
 def _plain(number: Number | None) -> dict[str, float | None] | None:

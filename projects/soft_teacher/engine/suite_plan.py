@@ -46,19 +46,27 @@ class Planner:
         self._configs: dict[tuple[Path, Overrides], CfgNode] = {}
 
     def cells_of(self, row: Row, repetitions: list[Repetition]) -> list[Cell]:
-        """The cells of a row.
+        """The cells of a row; one for each seed if its labeled sets are the same in all folds.
 
         Raises:
             ValueError: the row does not go with the base config; the message names both.
         """
         cells = [self._cell(row, x) for x in repetitions]
-        if len({x.fold for x in repetitions}) > 1 and "{fold}" not in cells[0].set_names:
+        if len({x.fold for x in repetitions}) == 1 or "{fold}" in cells[0].set_names:
+            return cells
+        if not any("{fold}" in name for name in self._base_sets()):
             raise self._error(
                 row,
-                "there are several folds, but DATASETS.TRAIN has no set with {fold} in its name, "
-                "so all folds are one; give --folds 1, and --seeds for repetitions",
+                "there are several folds, but DATASETS.TRAIN of the base has no set with {fold} in "
+                "its name, so all folds are one; give --folds 1, and --seeds for repetitions",
             )
-        return cells
+        # Trained on all labels, say: the folds of a seed have one training in common.
+        seeds = dict.fromkeys(x.seed for x in repetitions)
+        return [self._cell(row, Repetition(seed, None)) for seed in seeds]
+
+    def _base_sets(self) -> tuple[str, ...]:
+        setting = self._setting
+        return tuple(load_config(str(setting.base), setting.overrides).DATASETS.TRAIN)
 
     def _cell(self, row: Row, repetition: Repetition) -> Cell:
         config_file = self._config_file(row)
