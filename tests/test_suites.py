@@ -230,25 +230,28 @@ def test_the_fraction_of_the_gap_is_taken_in_each_repetition(bench):
 
 
 def test_folds_share_the_training_on_all_labels(bench):
-    custom = [[x, str(bench.folder / "own.json"), ""] for x in ("own_1@5", "own_2@5", "own_all")]
+    names = ("own_1@5", "own_2@5", "own_all")
+    custom = [[x, str(bench.folder / "own.json"), ""] for x in names]
     (bench.folder / "own.json").write_text("{}")
     lr = {"SOLVER.BASE_LR": 0.05}
     rows = [
         row("few", config="supervised_{recipe}.yaml"),
         row("all", config="supervised_{recipe}.yaml", labeled="all", overrides=lr),
         lr_row("soft", 0.04),
+        # Its unlabeled images are those that the fold leaves.
+        row("soft, all", labeled="all"),
     ]
     suite = bench.suite(rows, gap_closed={"few": "few", "all": "all"})
     arguments = [suite, "--base", bench.base, "--output", bench.folder / "out"]
     arguments += ["--seeds", 1, 2, "--folds", 1, 2, "--all-sets", "own_all", "--"]
     arguments += ["DATASETS.CUSTOM", custom, "DATASETS.TRAIN", ("own_{fold}@5",)]
-    arguments += ["DATASETS.UNLABELED", "()"]
+    arguments += ["DATASETS.UNLABELED", ("own_{fold}@5",)]
     assert bench.module.main([str(x) for x in arguments]) == 0
-    everything = [x for x in bench.calls() if "('own_all',)" in x]
-    assert len(bench.calls()) == 10 and len(everything) == 2
-    assert all("DATASETS.FOLD" not in x for x in everything)
+    common = [x for x in bench.calls() if "DATASETS.FOLD" not in x]
+    assert len(bench.calls()) == 14 and len(common) == 2
+    assert all("('own_all',)" in x and "0.05" in x for x in common)
+    assert [len(x["runs"]) for x in bench.rows().values()] == [4, 2, 4, 4]
     table = bench.rows()
-    assert [len(table[x]["runs"]) for x in ("few", "all", "soft")] == [4, 2, 4]
     assert table["soft"]["gap_closed"]["teacher"]["mean"] == pytest.approx(31 / 40)
 
 

@@ -112,9 +112,14 @@ class Cell:
         return self.setting.output / "cells" / f"{self.name}.lock"
 
     @property
-    def set_names(self) -> str:
-        """The names of the labeled sets, in one text."""
-        return " ".join(self._run("").config().DATASETS.TRAIN)
+    def differs_by_fold(self) -> bool:
+        """Whether its sets, or those of what it needs, are others in another fold."""
+        cfg = self._run("").config()
+        names = cfg.DATASETS.TRAIN
+        if cfg.SOFT_TEACHER.ENABLED:
+            names += cfg.DATASETS.UNLABELED
+        own = any("{fold}" in name for name in names)
+        return own or any(need.differs_by_fold for need in self.needs)
 
     @property
     def command(self) -> list[str]:

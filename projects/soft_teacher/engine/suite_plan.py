@@ -46,13 +46,13 @@ class Planner:
         self._configs: dict[tuple[Path, Overrides], CfgNode] = {}
 
     def cells_of(self, row: Row, repetitions: list[Repetition]) -> list[Cell]:
-        """The cells of a row; one for each seed if its labeled sets are the same in all folds.
+        """The cells of a row; one for each seed if its sets are the same in all folds.
 
         Raises:
             ValueError: the row does not go with the base config; the message names both.
         """
         cells = [self._cell(row, x) for x in repetitions]
-        if len({x.fold for x in repetitions}) == 1 or "{fold}" in cells[0].set_names:
+        if len({x.fold for x in repetitions}) == 1 or cells[0].differs_by_fold:
             return cells
         if not any("{fold}" in name for name in self._base_sets()):
             raise self._error(
