@@ -141,6 +141,21 @@ def test_seeding_a_block_neither_feels_nor_disturbs_what_surrounds_it():
         assert np.array_equal(np.random.rand(3), inside)
 
 
+def test_a_block_inside_another_leaves_its_draws_alone():
+    expected = np.random.RandomState(7).rand(4)
+    with seeded_numpy(7):
+        first = np.random.rand(2)
+        with seeded_numpy(8):
+            inside = np.random.rand(3)
+            with seeded_numpy(9):
+                innermost = np.random.rand()
+            after = np.random.rand()
+        second = np.random.rand(2)
+    assert np.array_equal(np.concatenate([first, second]), expected)
+    assert np.array_equal([*inside, after], np.random.RandomState(8).rand(4))
+    assert innermost == np.random.RandomState(9).rand()
+
+
 def test_the_surrounding_state_is_restored_after_an_error():
     np.random.seed(1)
     expected = np.random.rand()

@@ -153,6 +153,7 @@ class RandomColor(T.Augmentation):
 
     def get_transform(self, image: np.ndarray) -> Transform:
         """Draw an operation and its level."""
-        name = np.random.choice(self.operations)
+        # The draw of numpy's choice, which would make an array of the names each time.
+        name = self.operations[np.random.randint(len(self.operations))]
         level = np.random.randint(1, MAX_LEVEL + 1)
         return color_transform(name, level, self.image_format)

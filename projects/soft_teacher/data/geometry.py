@@ -167,7 +167,8 @@ class RandomGeometry(T.Augmentation):
 
     def get_transform(self, image: np.ndarray) -> AffineTransform:
         """Draw a group and its magnitude."""
-        group = np.random.choice(self._groups)
+        # The draw of numpy's choice, which would make an array of the names each time.
+        group = self._groups[np.random.randint(len(self._groups))]
         return AffineTransform(self._draw_matrix(group, *image.shape[:2]), self.fill)
 
     def _draw_matrix(self, group: str, height: int, width: int) -> np.ndarray:
