@@ -187,6 +187,20 @@ def test_stage_2_begins_anew_with_labels_from_the_end_of_stage_1(name):
         assert cfg.DATASETS.TRAIN == stage_1.DATASETS.TRAIN
 
 
+@pytest.mark.parametrize(
+    "name", [name for name in RECIPES if name.startswith("demo/") and load(name).MODEL.WEIGHTS]
+)
+def test_what_the_demos_recipes_start_from_is_saved_by_the_supervised_one_of_the_detector(name):
+    weights = Path(load(name).MODEL.WEIGHTS)
+    detector = next((x for x in ("_retinanet", "_fcos") if x in name), "")
+    supervised = load(f"demo/supervised{detector}_lite0_FPN.yaml")
+    # tools/demo.py has a folder for each seed.
+    folder = str(weights.parent) if detector else str(weights.parent).replace("seed_0/", "")
+    assert folder == supervised.OUTPUT_DIR
+    saved = int(weights.stem.removeprefix("model_")) + 1
+    assert saved % supervised.SOLVER.CHECKPOINT_PERIOD == 0 and saved < supervised.SOLVER.MAX_ITER
+
+
 @pytest.mark.parametrize("name", [name for name in RECIPES if "_mask_" in name])
 def test_recipes_with_masks_are_those_without_but_for_the_mask_head(name):
     cfg, other = load(name), load(name.replace("_mask_", "_"))
