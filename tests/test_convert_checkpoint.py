@@ -12,7 +12,8 @@ from mmdet_states import random_state, save_mmdet_file
 from soft_teacher import load_config
 from soft_teacher.engine.export import export_model
 from soft_teacher.engine.model_classes import model_categories
-from tiny_training import write_config
+from test_mask_training import add_masks
+from tiny_training import unmoved, write_config
 
 TOOL = Path(__file__).parents[1] / "tools/convert_checkpoint.py"
 # Other than the config of the tiny sets, which has a ResNet-18.
@@ -113,3 +114,32 @@ def test_training_starts_from_the_student(tool, official, tmp_path, monkeypatch)
         (tmp_path / "other").mkdir()
         (tmp_path / "other/model_0000001.pth").write_bytes((tmp_path / "ours.pth").read_bytes())
         train_or_evaluate(config, "--resume", "OUTPUT_DIR", str(tmp_path / "other"))
+
+
+HTC = {
+    **SMALL,
+    "num_stages": 3,
+    "class_agnostic": True,
+    "mask_convs": 1,
+    "flow": True,
+}
+
+
+@pytest.mark.slow
+def test_a_converted_htc_goes_on_under_soft_teacher(tool, tmp_path):
+    file = save_mmdet_file(random_state(**HTC), tmp_path / "htc.pth", CLASSES=CLASSES)
+    tool.main([str(file), "--output", str(tmp_path / "ours.pth")])
+    config = config_on_tiny_sets(tmp_path, tmp_path / "ours.yaml", SOLVER__BASE_LR=1e-4)
+    for name in ("labeled", "val"):
+        add_masks(config.parent / f"sets_of_{tmp_path.name}/{name}.json")
+    output = tmp_path / "out"
+    options = ["TEST.EVAL_PERIOD", "0", "DATASETS.TEST", "()", "INPUT.MASK_FORMAT", "bitmask"]
+    train_or_evaluate(config, *options, "OUTPUT_DIR", str(output))
+    logged = (output / "metrics.json").read_text()
+    assert all(f'"loss_mask_stage{k}_unsup"' in logged for k in range(3))
+    assert "skipped_steps" not in logged
+    start = torch.load(tmp_path / "ours.pth", weights_only=True)["model"]
+    trained = torch.load(output / "model_final.pth", weights_only=True)
+    for part in ("model", "teacher"):
+        assert trained[part].keys() == start.keys()
+        assert unmoved(start, trained[part], "roi_heads.") == []
