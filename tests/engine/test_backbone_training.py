@@ -1,6 +1,7 @@
 """Detectors with other backbones than ResNets are trained, supervised and under Soft Teacher."""
 
 import pytest
+import torch
 
 from htc import write_semantic_maps
 from htc_plus_plus import ADAMW, HTC_PLUS_PLUS, SWIN
@@ -14,7 +15,18 @@ TIMM = {
     "MODEL.TIMM.FREEZE_AT": 0,
 }
 MASKS = {"INPUT.MASK_FORMAT": "bitmask"}
-FAMILIES = {"Swin": {**SWIN, **ADAMW}, "timm": TIMM, "HTC++": {**HTC_PLUS_PLUS, **MASKS}}
+LIVE_NORMS = "timm, live norms"
+FAMILIES = {
+    "Swin": {**SWIN, **ADAMW},
+    "timm": TIMM,
+    LIVE_NORMS: {**TIMM, "MODEL.TIMM.FREEZE_NORM": False},
+    "timm, ConvNeXt": {
+        **TIMM,
+        "MODEL.TIMM.NAME": "convnext_atto",
+        "MODEL.TIMM.OUT_INDICES": (0, 1, 2, 3),
+    },
+    "HTC++": {**HTC_PLUS_PLUS, **MASKS},
+}
 TRAINED = ("backbone.bottom_up.", "roi_heads.semantic_head.")
 SUPERVISED = {
     "SOFT_TEACHER.ENABLED": False,
@@ -26,7 +38,7 @@ SUPERVISED = {
 @pytest.mark.parametrize("semi_supervised", [True, False], ids=["soft teacher", "supervised"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_family_of_backbones_is_trained_and_evaluated(tmp_path, family, semi_supervised):
-    if family == "timm":
+    if "timm" in family:
         pytest.importorskip("timm")
     keys = {**FAMILIES[family], "SOLVER.MAX_ITER": 2, **({} if semi_supervised else SUPERVISED)}
     config_file = write_config(tmp_path, **keys)
@@ -49,3 +61,7 @@ def test_a_family_of_backbones_is_trained_and_evaluated(tmp_path, family, semi_s
     first, second = (checkpoint(tmp_path / "out", f"model_{x}.pth") for x in ("0000000", "final"))
     for model in ["model", "teacher"] if semi_supervised else ["model"]:
         assert unmoved(first[model], second[model], TRAINED) == []
+    means = [name for name in first["model"] if name.endswith("running_mean")]
+    for model in ["model", "teacher"] if semi_supervised else ["model"]:
+        changed = any(not torch.equal(first[model][x], second[model][x]) for x in means)
+        assert changed == (family == LIVE_NORMS)

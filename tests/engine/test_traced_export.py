@@ -22,8 +22,15 @@ from tiny import tiny_config
 from tiny_training import NARROW
 
 RCNN = {**NARROW, "INPUT__MIN_SIZE_TEST": 64, "MODEL__ROI_HEADS__SCORE_THRESH_TEST": 0.2}
+TIMM = {**RCNN, "MODEL__BACKBONE__NAME": "build_timm_fpn_backbone", "MODEL__TIMM__WEIGHTS": ""}
 FAMILIES = {
     "faster_rcnn": RCNN,
+    "lite0": {**TIMM, "MODEL__TIMM__NAME": "tf_efficientnet_lite0"},
+    "convnext": {
+        **TIMM,
+        "MODEL__TIMM__NAME": "convnext_atto",
+        "MODEL__TIMM__OUT_INDICES": (0, 1, 2, 3),
+    },
     "mask_rcnn": {**RCNN, "MODEL__MASK_ON": True},
     "cascade_rcnn": {
         **RCNN,
@@ -179,15 +186,20 @@ def test_a_model_that_tracing_gets_wrong_is_refused_and_no_file_is_written(
 
 
 @pytest.mark.slow
-def test_detectron2s_swin_is_refused_as_its_trace_runs_on_the_size_of_the_example_alone(tmp_path):
+@pytest.mark.parametrize("kind", ["torchscript", "onnx"])
+def test_detectron2s_swin_is_refused_as_it_cannot_be_traced_for_every_size(tmp_path, kind):
+    if kind == "onnx":
+        pytest.importorskip("onnx")
     small = {"EMBED_DIM": 8, "DEPTHS": (2, 2, 2, 2), "NUM_HEADS": (1, 2, 2, 4), "WINDOW_SIZE": 4}
     keys = {f"MODEL__SWIN__{k}": v for k, v in small.items()}
     keys = {**RCNN, **keys, "MODEL__BACKBONE__NAME": "build_swin_fpn_backbone"}
     _, cfg, checkpoint = train(tmp_path, keys)
-    file, images = tmp_path / "x.ts", photos((64, 80), (96, 75))
-    export_traced(checkpoint, "teacher", cfg, tmp_path / "one_size.ts", "torchscript", images[:1])
-    with pytest.raises(ValueError, match="build_swin_fpn_backbone cannot be exported as torchsc"):
-        export_traced(checkpoint, "teacher", cfg, file, "torchscript", images)
+    file, images = tmp_path / "x", photos((64, 80), (96, 75))
+    if kind == "torchscript":
+        # Of the size of the example it can be.
+        export_traced(checkpoint, "teacher", cfg, tmp_path / "one_size.ts", kind, images[:1])
+    with pytest.raises(ValueError, match=f"build_swin_fpn_backbone cannot be exported as {kind}"):
+        export_traced(checkpoint, "teacher", cfg, file, kind, images)
     assert not file.exists()
 
 
