@@ -163,6 +163,17 @@ class SoftTeacherDenseMixin:
         outputs = self.head(features)
         return features, self._transpose_dense_predictions(outputs, self._prediction_dims)
 
+    def _transpose_dense_predictions(
+        self, predictions: list[list[Tensor]], dims_per_anchor: list[int]
+    ) -> list[list[Tensor]]:
+        """Detectron2's outputs by anchor, with the deltas in float32.
+
+        Under autocast they are in half precision, in which FCOS's boxes would be decoded too:
+        to whole pixels from 1,024 on, with areas beyond the range, and its loss refuses them.
+        """
+        logits, deltas, *others = super()._transpose_dense_predictions(predictions, dims_per_anchor)
+        return [logits, [x.float() for x in deltas], *others]
+
     def _pyramid(self, features: list[Tensor]) -> Pyramid:
         generator = self.anchor_generator
         return Pyramid([tuple(x.shape[-2:]) for x in features], generator.strides, generator.offset)
