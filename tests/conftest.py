@@ -1,5 +1,10 @@
 """Options of the tests, and what each module leaves behind."""
 
+import os
+
+# The tests compare with what the CPU computes, and start several processes on it.
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import yaml
 from detectron2.config import CfgNode as CN
 from detectron2.config import get_cfg
@@ -40,10 +41,25 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> CN:
 
 
 def settle_device(cfg: CN) -> None:
-    """Set MODEL.DEVICE, which Detectron2 leaves at "cuda", to the CPU where there is no CUDA."""
+    """Set MODEL.DEVICE, which Detectron2 leaves at "cuda", to the CPU where there is no CUDA.
+
+    Where it names one of several GPUs, that becomes the current one of this process.
+
+    Raises:
+        ValueError: it is the CPU, but this is one of several processes that share GPUs.
+    """
     if cfg.MODEL.DEVICE == "cuda" and not torch.cuda.is_available():
         logger.warning("There is no CUDA device; MODEL.DEVICE is set to cpu")
         cfg.MODEL.DEVICE = "cpu"
+    device = torch.device(cfg.MODEL.DEVICE)
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
+    if device.type == "cpu" and dist.is_initialized() and dist.get_backend() == "nccl":
+        raise ValueError(
+            "MODEL.DEVICE is cpu, but several processes were started on a machine with GPUs, and "
+            "talk to each other through these. Hide them: put CUDA_VISIBLE_DEVICES= in front of "
+            "the command."
+        )
 
 
 def changed_keys(cfg: CN, defaults: CN) -> dict[str, Any]:

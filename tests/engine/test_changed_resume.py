@@ -53,7 +53,7 @@ def go_on(
         (["SOLVER.ACCUMULATION_STEPS", 2], "SOLVER.ACCUMULATION_STEPS was 1 and is 2", [2, 2]),
         (["SOFT_TEACHER.ENABLED", False], "SOFT_TEACHER.ENABLED was True and is False", [1, None]),
         (["SEED", 7], "SEED was 1 and is 7", [1, 1]),
-        (["SOLVER.AMP.ENABLED", True], "SOLVER.AMP.ENABLED was False and is True", [3, 3]),
+        (["SOLVER.AMP.ENABLED", True], "SOLVER.AMP.ENABLED was False and is 'in bfloat16'", [3, 3]),
         (["SOLVER.BASE_LR", 0.001], "SOLVER.BASE_LR was 0.005 and is 0.001", [3, 3]),
     ],
     ids=lambda x: str(x[0]) if isinstance(x, list) else "",

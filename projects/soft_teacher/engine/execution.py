@@ -35,6 +35,10 @@ def compile_parts(cfg: CfgNode, *models: nn.Module) -> None:
     That is for models that are not copied any more: a copy of a compiled model is not compiled.
     """
     if cfg.MODEL.COMPILE:
+        from torch import _dynamo  # takes a second, which only this needs
+
+        # It would split each part by DDP's buckets, as if it were the whole model.
+        _dynamo.config.optimize_ddp = False
         for part in (part for model in models for part in dense_parts(model)):
             # Sizes of images and numbers of RoIs change from step to step.
             part.compile(backend=cfg.MODEL.COMPILE, dynamic=True)

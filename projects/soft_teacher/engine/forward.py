@@ -7,6 +7,8 @@ is not finite may end it by an exception.
 import contextlib
 from typing import NamedTuple, NoReturn
 
+import torch
+from detectron2.layers import NaiveSyncBatchNorm
 from torch import Tensor, nn
 
 from soft_teacher.engine.precision import Precision
@@ -53,6 +55,31 @@ class Forward(NamedTuple):
 def without_ddp(model: nn.Module) -> nn.Module:
     """The model in its DDP wrapper, or itself if it has none."""
     return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+
+
+def ddp_devices(device: torch.device) -> list[torch.device] | None:
+    """DDP's `device_ids` for a model on this device; None for one on the CPU.
+
+    Detectron2 takes the number of the process on its machine. But SLURM may show each process its
+    own GPU alone, which then is number 0 for all.
+    """
+    return [device] if device.type == "cuda" else None
+
+
+def refuse_synchronized_norms(model: nn.Module) -> None:
+    """Raise a ValueError where processes would wait for each other inside of the forward pass.
+
+    One that has no images, or whose RPN predicts what is not finite, leaves it early; the others
+    would wait for its statistics, and it for their flags.
+    """
+    kinds = (nn.SyncBatchNorm, NaiveSyncBatchNorm)
+    name = next((k for k, x in model.named_modules() if isinstance(x, kinds)), None)
+    if name is not None:
+        raise ValueError(
+            f"{name} is a synchronized batch norm, with which several processes could wait for "
+            'each other for ever. Choose "GN", "FrozenBN" or "BN" for MODEL.RESNETS.NORM, '
+            "MODEL.FPN.NORM and the norms of the heads."
+        )
 
 
 def run_forward(

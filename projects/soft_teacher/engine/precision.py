@@ -60,6 +60,8 @@ class Precision:
         """In place of :meth:`step`, after gradients whose norm is not finite."""
         if self.scaler.is_enabled():
             self.scaler.update(self.scaler.get_scale() * self.scaler.get_backoff_factor())
+            # As after the scaler's own lowering: it may grow again after that many good steps.
+            self.scaler.load_state_dict({**self.scaler.state_dict(), "_growth_tracker": 0})
 
     def state_dict(self) -> dict:
         return self.scaler.state_dict()

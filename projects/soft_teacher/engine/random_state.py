@@ -9,12 +9,13 @@ import torch
 
 
 def get_random_state() -> dict:
-    """States of torch, CUDA (current device), numpy and Python, as tensors and numbers."""
+    """States of torch, CUDA (current device, once it is in use), numpy and Python, as tensors and
+    numbers."""
     algorithm, keys, position, has_gauss, cached = np.random.get_state()
     version, words, gauss = random.getstate()
     return {
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None,
         "numpy": [algorithm, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached],
         "python": [version, list(words), gauss],
     }

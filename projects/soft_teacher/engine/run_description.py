@@ -33,7 +33,7 @@ def describe_run(cfg: CfgNode, world_size: int) -> dict:
         NUM_PROCESSES: world_size,
         "SOFT_TEACHER.ENABLED": enabled,
         "SOFT_TEACHER.EMA.ENABLED": cfg.SOFT_TEACHER.EMA.ENABLED,
-        "SOLVER.AMP.ENABLED": cfg.SOLVER.AMP.ENABLED,
+        "SOLVER.AMP.ENABLED": _precision(cfg),
         "SOLVER.IMS_PER_BATCH": cfg.SOLVER.IMS_PER_BATCH,
         "SOLVER.IMS_PER_BATCH_UNLABELED": cfg.SOLVER.IMS_PER_BATCH_UNLABELED if enabled else 0,
         "SOLVER.ACCUMULATION_STEPS": cfg.SOLVER.ACCUMULATION_STEPS,
@@ -45,6 +45,12 @@ def describe_run(cfg: CfgNode, world_size: int) -> dict:
         "SEED": cfg.SEED,
         **{key: cfg.SOLVER[key.removeprefix("SOLVER.")] for key in OF_OPTIMIZER},
     }
+
+
+def _precision(cfg: CfgNode) -> bool | str:
+    """Whether precision is mixed, and if so, whether in another type than the GPU's float16."""
+    enabled = cfg.SOLVER.AMP.ENABLED
+    return "in bfloat16" if enabled and cfg.MODEL.DEVICE == "cpu" else enabled
 
 
 def _grouping(cfg: CfgNode) -> bool | str:

@@ -64,6 +64,10 @@ def export_traced(
     """
     if form == "onnx":
         _require_packages("onnx", "onnxruntime")
+        cfg = cfg.clone()
+        cfg.defrost()
+        # Where onnxruntime computes too: a GPU rounds otherwise.
+        cfg.MODEL.DEVICE = "cpu"
     detector = _load_detector(checkpoint, model, cfg)
     images = [x.to(detector.device) for x in images]
     facts = _facts(cfg)

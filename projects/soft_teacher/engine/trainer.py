@@ -21,6 +21,7 @@ from soft_teacher.engine.checkpointing import FINAL_NAME, SoftTeacherCheckpointe
 from soft_teacher.engine.ema import EMATeacher
 from soft_teacher.engine.evaluation import evaluate_models, evaluate_with_tta
 from soft_teacher.engine.execution import compile_parts, settle_execution
+from soft_teacher.engine.forward import ddp_devices, refuse_synchronized_norms
 from soft_teacher.engine.global_normalizer import read_normalizer_scope
 from soft_teacher.engine.hooks import BestTeacherKeeper, RetainingCheckpointer, SilenceWarner
 from soft_teacher.engine.loader_stream import LoaderStream
@@ -54,9 +55,10 @@ class SoftTeacherTrainer(DefaultTrainer):
         student = self.build_model(cfg)
         settle_execution(cfg, student)
         optimizer = self.build_optimizer(cfg, student)
-        on_gpu = next(student.parameters()).is_cuda
-        ddp_args = {} if on_gpu else {"device_ids": None}
-        model = create_ddp_model(student, broadcast_buffers=False, **ddp_args)
+        device = next(student.parameters()).device
+        if comm.get_world_size() > 1:
+            refuse_synchronized_norms(student)
+        model = create_ddp_model(student, broadcast_buffers=False, device_ids=ddp_devices(device))
         st = cfg.SOFT_TEACHER
         teacher = EMATeacher(student, st.EMA.MOMENTUM if st.EMA.ENABLED else 0.0)
         compile_parts(cfg, student, teacher.model)
@@ -72,7 +74,7 @@ class SoftTeacherTrainer(DefaultTrainer):
             labeled,
             unlabeled,
             optimizer,
-            Precision("cuda" if on_gpu else "cpu", cfg.SOLVER.AMP.ENABLED, st.AMP_TEACHER),
+            Precision(device.type, cfg.SOLVER.AMP.ENABLED, st.AMP_TEACHER),
             accumulation_steps=cfg.SOLVER.ACCUMULATION_STEPS,
             normalizer_scope=read_normalizer_scope(cfg),
             burn_in_iters=st.BURN_IN_ITERS,

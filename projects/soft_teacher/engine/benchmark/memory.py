@@ -45,7 +45,7 @@ def _peak(name: str, cfg: CfgNode, shape: BatchShape) -> int:
     for _ in range(NUM_STEPS):
         contender.run()
     if cfg.MODEL.DEVICE.startswith("cuda"):
-        return torch.cuda.max_memory_allocated()
+        return torch.cuda.max_memory_allocated(cfg.MODEL.DEVICE)
     return _status("VmHWM") - before
 
 
