@@ -12,6 +12,7 @@ from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from torch import nn
 
+from one_stage import RETINANET
 from soft_teacher import load_config
 from soft_teacher.modeling import Guidance
 from soft_teacher.modeling.guidance import PseudoLabelRules
@@ -137,6 +138,21 @@ def test_a_checkpoint_is_measured_and_measured_again_alike(tool, folder, tmp_pat
     assert (few["images"], few["images_in_sets"]) == (3, NUM_UNLABELED)
     # Which images are drawn does not change what is found in them.
     assert {*tables[3].splitlines()} < {*tables[0].splitlines()}
+
+
+def test_boxes_whose_spread_is_unknown_are_the_least_reliable(tool, tmp_path):
+    """A one-stage detector gives a box that too few of its predictions surround no spread."""
+    keys = {**NARROW, **RETINANET, "MODEL__RETINANET__SCORE_THRESH_TEST": 0.0}
+    keys["SOFT_TEACHER__PSEUDO_LABELS__MIN_SCORE"] = 0.005
+    keys["SOFT_TEACHER__PSEUDO_LABELS__CLS_SCORE"] = 0.005
+    write_config(tmp_path, **keys)
+    weights = save_models(tmp_path)
+    found = analyze(tool, tmp_path, weights, tmp_path / "out", "--min-score", "0.005")
+    variances = [float(x["variance"]) for x in rows_of(tmp_path / "out/boxes.csv")]
+    assert found["boxes"] == len(variances) > 10
+    assert 0 < sum(np.isinf(variances)) < len(variances)
+    assert not np.isnan(variances).any()
+    assert (tmp_path / "out/iou_against_variance.png").stat().st_size > 0
 
 
 def test_without_truth_in_the_unlabeled_set_the_test_set_is_taken(tool, folder, tmp_path):
