@@ -162,6 +162,8 @@ def test_the_surrounding_state_is_restored_after_an_error():
     np.random.seed(1)
     with pytest.raises(KeyError), seeded_numpy(2**32 - 1):
         raise KeyError
+    with pytest.raises(ValueError, match="Seed"), seeded_numpy(-1):
+        pass
     assert np.random.rand() == expected
 
 

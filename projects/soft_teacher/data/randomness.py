@@ -63,8 +63,8 @@ def seeded_numpy(seed: int) -> Iterator[None]:
     before = np.random.get_bit_generator()
     own = _spare_generators.pop() if _spare_generators else np.random.MT19937()
     np.random.set_bit_generator(own)
-    np.random.seed(seed)
     try:
+        np.random.seed(seed)
         yield
     finally:
         np.random.set_bit_generator(before)
