@@ -34,7 +34,7 @@ def test_the_labeled_view_adds_one_color_operation_and_no_geometry(cfg):
         names = applied(labeled_augmentations(cfg), seed)
         assert len(names) == 3 and names[0] == "FastResize"
         seen.add(names[2])
-    assert seen == {"ColorTransform", "NoOpTransform"}
+    assert seen == {"ColorTransform", "PixelwiseColor", "NoOpTransform"}
 
 
 def test_the_strong_view_has_color_and_geometry_in_either_order_then_erasing(cfg):

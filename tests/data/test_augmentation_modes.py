@@ -90,7 +90,7 @@ def independent(cfg, **keys):
 
 
 def num_colors(transforms):
-    return sum(type(x).__name__ == "ColorTransform" for x in transforms)
+    return sum(isinstance(x, T.ColorTransform) for x in transforms)
 
 
 def test_independent_color_operations_come_as_often_as_independent_events(cfg):

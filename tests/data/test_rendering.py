@@ -6,6 +6,7 @@ from detectron2.data import transforms as T
 from fvcore.transforms.transform import NoOpTransform, TransformList, VFlipTransform
 
 from soft_teacher.data.augmentation import labeled_augmentations, strong_augmentations
+from soft_teacher.data.color import COLOR_OPERATIONS, PixelwiseColor, color_transform
 from soft_teacher.data.erase import EraseTransform
 from soft_teacher.data.fast_transforms import FastFlip, FastResize
 from soft_teacher.data.geometry import AffineTransform, rotation, shear, translation
@@ -85,6 +86,48 @@ def test_other_steps_keep_their_place():
     for order in ([brighten, turn, erase], [turn, brighten, erase], [erase, turn, brighten]):
         transforms = TransformList(order)
         assert np.array_equal(render(image, transforms), step_by_step(image, transforms))
+
+
+@pytest.mark.parametrize("size", [LARGER, SMALLER])
+@pytest.mark.parametrize("turn", [NoOpTransform(), AffineTransform(rotation(20, (60, 45)), 0)])
+def test_colors_are_changed_where_there_are_fewer_pixels(size, turn):
+    image, sizes = smooth_image(), []
+    before = image.copy()
+
+    def invert(pixels):
+        sizes.append(pixels.shape[:2])
+        return 255 - pixels
+
+    steps = [FastResize(HEIGHT, WIDTH, *size), FastFlip(size[1]), PixelwiseColor(invert), turn]
+    made = render(image, TransformList(steps))
+    as_tensor = render_tensor(image, TransformList(steps)).numpy().transpose(1, 2, 0)
+    assert sizes == [min((HEIGHT, WIDTH), size)] * 2
+    expected = step_by_step(image, TransformList(steps))
+    for found in (made, as_tensor):
+        assert np.abs(inner(found) - inner(expected)).mean() <= 1
+    assert np.array_equal(image, before)
+
+
+def test_colors_of_neighbors_and_colors_behind_geometry_keep_their_place():
+    image = smooth_image()
+    resize = FastResize(HEIGHT, WIDTH, *LARGER)
+    sharpen, posterize = (color_transform(x, 9, "BGR") for x in ("sharpness", "posterize"))
+    shifted = AffineTransform(translation(7, 3), 125)
+    for order in ([resize, sharpen], [resize, sharpen, posterize], [resize, shifted, posterize]):
+        transforms = TransformList(order)
+        assert np.array_equal(render(image, transforms), step_by_step(image, transforms))
+
+
+@pytest.mark.parametrize("name", sorted(set(COLOR_OPERATIONS) - {"identity", "sharpness"}))
+def test_each_color_before_the_resize_is_nearly_that_behind_it(name):
+    image = smooth_image() // 2 + 40
+    color, resize = color_transform(name, 3, "BGR"), FastResize(HEIGHT, WIDTH, *LARGER)
+    assert type(color) is PixelwiseColor
+    steps = TransformList([resize, color])
+    expected = step_by_step(image, steps).astype(int)
+    change = np.abs(resize.apply_image(image) - expected).mean()
+    # A posterized image has steps of 32 levels, which the resize makes smooth.
+    assert np.abs(render(image, steps) - expected).mean() <= min(4, 0.4 * change)
 
 
 def test_erasing_alone_leaves_the_image_it_is_given_unchanged():

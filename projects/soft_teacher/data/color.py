@@ -120,6 +120,16 @@ COLOR_OPERATIONS: dict[str, Callable[[int, tuple[float, ...]], ImageOperation | 
     "posterize": lambda level, luminance: partial(_posterize, level=level),
 }
 
+# Those that look at more than a pixel's own color.
+_OF_NEIGHBORS = {"sharpness"}
+
+
+class PixelwiseColor(T.ColorTransform):
+    """A color operation by a pixel's own color and the statistics of all; neighbors do not matter.
+
+    So it means the same at any size of the image.
+    """
+
 
 def color_transform(name: str, level: int, image_format: str) -> Transform:
     """One color operation, on images of (H, W, 3) uint8.
@@ -130,7 +140,9 @@ def color_transform(name: str, level: int, image_format: str) -> Transform:
         image_format: "RGB" or "BGR", the channel order of the images.
     """
     op = COLOR_OPERATIONS[name](level, _LUMINANCE[image_format])
-    return NoOpTransform() if op is None else T.ColorTransform(op)
+    if op is None:
+        return NoOpTransform()
+    return T.ColorTransform(op) if name in _OF_NEIGHBORS else PixelwiseColor(op)
 
 
 class RandomColor(T.Augmentation):

@@ -1,7 +1,7 @@
 """The pixels of a view: first everything is drawn, then the image is made in few passes."""
 
 from collections.abc import Sequence
-from itertools import groupby
+from itertools import groupby, takewhile
 
 import cv2
 import numpy as np
@@ -9,6 +9,7 @@ import torch
 from detectron2.data import transforms as T
 from fvcore.transforms.transform import NoOpTransform, Transform, TransformList
 
+from soft_teacher.data.color import PixelwiseColor
 from soft_teacher.data.erase import EraseTransform
 from soft_teacher.data.fast_transforms import FastFlip, FastResize
 from soft_teacher.data.geometry import AffineTransform, matrix_of, warp
@@ -50,11 +51,11 @@ def _zeros(shape: tuple[int, ...]) -> np.ndarray:
 
 def render_tensor(image: np.ndarray, transforms: TransformList) -> torch.Tensor:
     """Apply transforms to an image, (H, W, C) uint8, see `render`; gives a (C, H, W) tensor."""
-    steps = _steps(transforms)
+    colors, steps = _colors_first(transforms)
     if [type(step) for step in steps] not in ([FastResize], [FastResize, FastFlip]):
-        return channels_first(render(image, transforms))
-    # In the order of the tensor from the start, as nothing is done to the colors.
-    planes = channels_first(image).numpy()
+        return channels_first(_render(image, [*colors, *steps]))
+    # In the order of the tensor from here on, as nothing more is done to the colors.
+    planes = channels_first(_render(image, colors) if colors else image).numpy()
     resize, *flips = steps
     for plane in planes if flips else ():
         cv2.flip(plane, 1, dst=plane)
@@ -64,12 +65,19 @@ def render_tensor(image: np.ndarray, transforms: TransformList) -> torch.Tensor:
 def render(image: np.ndarray, transforms: TransformList) -> np.ndarray:
     """Apply transforms to an image, (H, W, C) uint8, which stays as it is.
 
-    The same as `transforms.apply_image` but for rounding, and that a resize which enlarges is not
-    interpolated a second time by a turn or a shear that follows it.
+    The same as `transforms.apply_image` but for rounding and what follows a resize that enlarges:
+    a turn or a shear does not interpolate it a second time, and colors are changed before it, where
+    there are fewer pixels. That leaves edges as smooth as the resize makes them, where a color
+    operation after it would sharpen some of them again (posterize, solarize).
     """
+    colors, steps = _colors_first(transforms)
+    return _render(image, [*colors, *steps])
+
+
+def _render(image: np.ndarray, steps: list[Transform]) -> np.ndarray:
     original = image
     image = _in_memory_order(image)
-    for geometric, run in groupby(_steps(transforms), key=_is_geometric):
+    for geometric, run in groupby(steps, key=_is_geometric):
         if geometric:
             image = _render_geometry(image, list(run))
         else:
@@ -80,6 +88,18 @@ def render(image: np.ndarray, transforms: TransformList) -> np.ndarray:
                 else:
                     image = step.apply_image(image)
     return image
+
+
+def _colors_first(transforms: TransformList) -> tuple[list[Transform], list[Transform]]:
+    """The colors that come before a resize which enlarges, and all else, in order."""
+    steps = _steps(transforms)
+    enlarged = list(takewhile(_enlarges_or_flips, steps))
+    colors = list(takewhile(lambda x: type(x) is PixelwiseColor, steps[len(enlarged) :]))
+    return colors, enlarged + steps[len(enlarged) + len(colors) :]
+
+
+def _enlarges_or_flips(step: Transform) -> bool:
+    return type(step) is FastFlip or (type(step) is FastResize and not step.shrinks)
 
 
 def _steps(transforms: TransformList) -> list[Transform]:
