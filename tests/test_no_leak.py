@@ -65,6 +65,12 @@ def delete(content):
     del content["annotations"], content["categories"]
 
 
+def rename(content):
+    # Names that the labeled set does not have, so that nothing can be compared.
+    for category in content["categories"]:
+        category["name"] += " of another kind"
+
+
 def take_the_folder(entry):
     """The images alone, named by their folder."""
     folder = Path(entry[2]) / "bare"
@@ -79,7 +85,9 @@ def honest(tmp_path_factory):
     return train(tmp_path_factory.mktemp("honest"))
 
 
-@pytest.mark.parametrize("change", [edited(shuffle), edited(delete), take_the_folder])
+@pytest.mark.parametrize(
+    "change", [edited(shuffle), edited(delete), edited(rename), take_the_folder]
+)
 def test_annotations_of_unlabeled_images_change_nothing_in_the_weights(honest, tmp_path, change):
     assert_same(train(tmp_path, change), honest)
 

@@ -63,6 +63,16 @@ def test_unlabeled_sets_registered_by_a_function_lose_their_annotations_too(cfg,
     assert unlabeled_records(cfg) == [record]
 
 
+@pytest.mark.parametrize("key", ["image_id", "file_name"])
+def test_records_of_a_function_without_what_all_have_are_refused_by_name(cfg, coco, key):
+    cfg.DATASETS.UNLABELED = (f"lacks_{key}_{coco.name}_{id(coco)}",)
+    record = {"file_name": "a", "height": 1, "width": 2, "image_id": 3}
+    record.pop(key)
+    DatasetCatalog.register(cfg.DATASETS.UNLABELED[0], lambda: [record])
+    with pytest.raises(ValueError, match=rf"Record 0 of the registered set lacks_.* has no {key}"):
+        unlabeled_records(cfg)
+
+
 def test_ground_truth_is_keyed_by_file_and_in_the_original_frame(cfg, coco):
     edit(coco, lambda data: data["annotations"].pop(0))
     truth = unlabeled_ground_truth(cfg)
@@ -154,7 +164,7 @@ def test_a_labeled_set_without_objects_is_refused(cfg, coco):
 
 def test_a_labeled_set_without_annotations_is_refused(cfg, coco):
     cfg.DATASETS.TRAIN = (f"bare_{coco.name}_{id(coco)}",)
-    records = load_image_records(str(coco / "annotations.json"), "")
+    records, _ = load_image_records(str(coco / "annotations.json"), "")
     DatasetCatalog.register(cfg.DATASETS.TRAIN[0], lambda: records)
     with pytest.raises(ValueError, match="without annotations"):
         labeled_records(cfg)

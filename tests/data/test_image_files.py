@@ -2,6 +2,7 @@
 
 import struct
 import zlib
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -242,6 +243,15 @@ def test_damaged_files_are_read_or_refused_and_nothing_else(tmp_path, suffix):
             refused += 1
             assert f"damaged.{suffix}" in str(error)
     assert refused > 10
+
+
+def test_whatever_kind_of_error_pillow_meets_the_file_is_named(tmp_path, monkeypatch):
+    """It raised TypeError and MemoryError, each for a few of 71,000 damaged files."""
+    path = save(tmp_path / "a.png", Image.new("RGB", (4, 3), RED))
+    for error in (TypeError, MemoryError, KeyError):
+        monkeypatch.setattr(Image.Image, "getexif", Mock(side_effect=error("tag")))
+        with pytest.raises(ImageError, match=r"a\.png"):
+            read_image_size(path)
 
 
 @pytest.mark.parametrize("options", [{}, {"progressive": True}])

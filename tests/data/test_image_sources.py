@@ -106,11 +106,32 @@ def test_a_damaged_cache_is_made_anew(folder):
     assert json.loads(path.read_text()).keys() == {"b.jpg"}
 
 
-def test_a_cache_that_cannot_be_written_is_done_without(folder, monkeypatch, caplog):
+@pytest.mark.parametrize(
+    "error", [PermissionError(13, "Permission denied"), OSError(28, "No space left on device")]
+)
+def test_a_cache_that_cannot_be_written_is_done_without(folder, monkeypatch, caplog, error):
     def refuse(path, known):
-        raise PermissionError(13, "Permission denied", str(path))
+        raise error
 
     monkeypatch.setattr(sizes_module, "_write_cache", refuse)
     sizes = image_sizes(find_images(str(folder)))
     assert sorted(sizes.values()) == [(5, 10), (5, 11), (5, 12)]
     assert "not cached" in caplog.text
+
+
+def test_a_place_that_is_no_folder_is_done_without(folder, monkeypatch, tmp_path, caplog):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert len(image_sizes(find_images(str(folder)))) == 3
+    assert "not cached" in caplog.text
+
+
+def test_a_list_may_begin_with_the_mark_of_its_encoding(tmp_path):
+    (tmp_path / "list.txt").write_text("a.jpg\n", encoding="utf-8-sig")
+    assert find_images(str(tmp_path / "list.txt")) == [str(tmp_path / "a.jpg")]
+
+
+def test_a_list_in_another_encoding_is_refused_by_name(tmp_path):
+    (tmp_path / "list.txt").write_bytes("caf\u00e9.jpg".encode("latin1"))
+    with pytest.raises(ValueError, match=r"list\.txt is not in UTF-8 .* at byte 3"):
+        find_images(str(tmp_path / "list.txt"))

@@ -68,7 +68,32 @@ def flawed(content):
     content["annotations"][2]["id"] = 2
 
 
-@pytest.mark.parametrize("change", [incomplete, renumbered, flawed])
+def counted_from_zero(content):
+    # pycocotools takes the id 0 of a match for none.
+    for number, annotation in enumerate(content["annotations"]):
+        annotation["id"] = number
+
+
+def numbered_by_texts(content):
+    for annotation in content["annotations"]:
+        annotation["id"] = f"object {annotation['id']}"
+
+
+def without_a_known_area(content):
+    content["annotations"][0]["area"] = None
+
+
+def without_info(content):
+    del content["info"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *(incomplete, renumbered, flawed),
+        *(counted_from_zero, numbered_by_texts, without_a_known_area, without_info),
+    ],
+)
 def test_a_test_file_that_pycocotools_stumbles_over_is_evaluated_all_the_same(
     cfg, coco, tmp_path, change
 ):

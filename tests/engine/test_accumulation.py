@@ -66,8 +66,8 @@ def test_a_failure_in_a_micro_step_of_one_process_skips_the_step_on_both(tmp_pat
     launch_two(train, tmp_path, "rank", 3, timeout=PATIENCE)
     results = [torch.load(tmp_path / f"{rank}.pth", weights_only=True) for rank in range(2)]
     for result in results:
-        assert (result["updates"], result["skipped"]) == ([1, 1, 1, 2], 2)
-        assert result["consumed"] == [12, 12]
+        assert (result["updates"], result["skipped"]) == ([1, 1, 1, 1, 2], 3)
+        assert result["consumed"] == [15, 15]
     for model in ("student", "teacher"):
         first, second = (x[model] for x in results)
         assert all(torch.equal(first[k], second[k]) for k in first)

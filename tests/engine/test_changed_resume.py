@@ -135,6 +135,23 @@ def test_another_number_of_processes_is_an_error_or_a_logged_choice(whole, tmp_p
     assert state["labeled"]["num_consumed"] == 1
 
 
+def test_iterations_of_another_number_of_gpus_are_an_error_whatever_is_accepted(whole, tmp_path):
+    """A recipe for one GPU is half as long with two: iteration 2 of 3 would be its end."""
+
+    def scale(content: dict) -> None:
+        content["run"]["SOLVER.REFERENCE_WORLD_SIZE"] = 1
+
+    options = [*ACCEPT, "SOLVER.REFERENCE_WORLD_SIZE", 1, "SOLVER.ACCUMULATION_STEPS", 2]
+    with pytest.raises(ValueError, match="those of 1 GPUs and this run's are those of 2") as error:
+        go_on(whole, tmp_path / "refused", *options, change=scale)
+    assert "set SOFT_TEACHER.RESUME_WITH_CHANGES" not in str(error.value)
+    assert not (tmp_path / "refused" / "model_final.pth").exists()
+    # With numbers of its own from there, and with as many GPUs in another way.
+    for name, own in (("own", 0), ("as_many", 1)):
+        options = [*ACCEPT, "SOLVER.REFERENCE_WORLD_SIZE", own]
+        assert go_on(whole, tmp_path / name, *options, change=scale)["iteration"] == 2
+
+
 def test_classes_in_another_order_are_told_from_other_classes():
     changes = differences({"classes": ["a", "b"]}, {"classes": ["b", "a"]})
     assert changes == {"classes": "classes have another order"}

@@ -102,7 +102,7 @@ class ScalingPrecision(Precision):
         )
 
 
-def scripted_evaluation(cfg, models) -> dict:
+def scripted_evaluation(cfg, models, stops) -> dict:
     value = SCRIPTED_AP[get_event_storage().iter + (get_event_storage().iter < MAX_ITER)]
     return {name: {"bbox": {"AP": value}} for name in models}
 

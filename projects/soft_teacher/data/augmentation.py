@@ -1,7 +1,8 @@
 """What is done to each view: the official Soft Teacher recipe, read from the config.
 
 The order is the official one: resize, flip, then color and geometry in random order, then
-erase. (In which order the pixels are made, `rendering.py` decides.) The labeled view has no geometry and no erasing, the weak view resize and flip alone.
+erase (`rendering.py` says where pixels are made in another one). The labeled view has no geometry
+and no erasing, the weak view resize and flip alone.
 INPUT.AUG.LABELED_COLOR and BOX_GEOMETRY make it STAC's recipe, from which it descends;
 INPUT.AUG.MODE "independent" that of the paper, in which operations do not exclude one another.
 """

@@ -22,8 +22,6 @@ Record = dict[str, Any]
 
 # Boxes may reach beyond the image by this many pixels before it is worth a word.
 _BORDER_TOLERANCE = 1.0
-# What pycocotools wants of every annotation.
-_EVALUATED = {"id", "area", "iscrowd"}
 
 
 @dataclass
@@ -90,7 +88,8 @@ def load_coco_set(
     evaluable = (
         not problems
         and own_names == classes
-        and all(x.keys() >= _EVALUATED for x in content["annotations"])
+        and "info" in content
+        and all(map(_is_evaluated_as_meant, content["annotations"]))
     )
     return CocoSet(records, classes, id_to_class, problems, evaluable)
 
@@ -288,6 +287,20 @@ def _note_repeated_ids(annotations: list[dict], problems: Problems) -> None:
         if key is not None and key in seen:
             problems.note("annotations with the id of another one, kept", _place(annotation))
         seen.add(key)
+
+
+def _is_evaluated_as_meant(annotation: dict) -> bool:
+    """Whether pycocotools can evaluate by this annotation.
+
+    It keeps the id of what a detection was matched with, and takes 0 for "with nothing".
+    """
+    number = annotation.get("id")
+    return (
+        type(number) is int
+        and number != 0
+        and _is_finite(annotation.get("area"))
+        and annotation.get("iscrowd") in (0, 1)
+    )
 
 
 def _as_key(value: Any) -> int | str | None:

@@ -147,6 +147,9 @@ def unlabeled_ground_truth(cfg: CfgNode) -> dict[str, list[dict[str, Any]]]:
         `bbox_mode`; crowds included) by the image's `file_name`, since ids of several sets may
         collide. Images of sets without any annotation are absent; an image of another set
         that has no object is present with an empty list.
+
+    Raises:
+        ValueError: annotations are there, but cannot be compared with the labeled sets' classes.
     """
     register_custom_datasets(cfg)
     _, unlabeled = resolve_dataset_names(cfg)
@@ -165,7 +168,24 @@ def image_records(name: str) -> list[Record]:
         problems.warn(logger, f"The set {name}")
         return records
     keys = ("file_name", "height", "width", "image_id")
-    return [{k: record[k] for k in keys if k in record} for record in DatasetCatalog.get(name)]
+    return [{k: record[k] for k in keys if k in record} for record in _registered_records(name)]
+
+
+def _registered_records(name: str) -> list[Record]:
+    """Records of a set that the user registered with Detectron2.
+
+    Raises:
+        ValueError: one lacks what Detectron2's dataset format has in each.
+    """
+    records = DatasetCatalog.get(name)
+    for number, record in enumerate(records):
+        missing = [key for key in ("file_name", "image_id") if key not in record]
+        if missing:
+            raise ValueError(
+                f"Record {number} of the registered set {name} has no {' and no '.join(missing)}; "
+                "Detectron2's standard dataset dicts have both, so let its function give them."
+            )
+    return records
 
 
 def check_num_classes(cfg: CfgNode, classes: list[str], name: str) -> None:
@@ -242,7 +262,7 @@ def _labeled_records_of(name: str, classes: list[str] | None, masks: bool) -> li
     """Records of one labeled set; `classes` are those of the first set, None for the first."""
     if annotation_file(name) is not None:
         return _load_annotated(name, classes, masks).records
-    records = DatasetCatalog.get(name)
+    records = _registered_records(name)
     own = MetadataCatalog.get(name).get("thing_classes")
     if any("annotations" not in record for record in records) or own is None:
         raise ValueError(
@@ -278,7 +298,7 @@ def _ground_truth_of(name: str, cfg: CfgNode) -> list[Record]:
     """Records of one unlabeled set with annotations; none if the set comes without any."""
     json_file = annotation_file(name)
     if json_file is None:
-        return [record for record in DatasetCatalog.get(name) if "annotations" in record]
+        return [record for record in _registered_records(name) if "annotations" in record]
     if not read_coco_content(json_file, ("images",), masks=False).get("annotations"):
         return []
     return _load_annotated(name, class_names(cfg), masks=False).records

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from iopath.common.file_io import file_lock
+from portalocker.exceptions import LockException
 from tqdm import tqdm
 
 from soft_teacher.data.image_files import ImageError, read_image_size
@@ -60,7 +61,9 @@ def _sizes_of_folder(folder: str, names: list[str]) -> dict[str, Size | None]:
             known = _read_cache(path)
             sizes = _known_or_read(names, known)
             _write_cache(path, known)
-    except PermissionError as error:
+    # A cache is a convenience: a folder that cannot be written, a full disk or a file system
+    # without locks must not keep anybody from training.
+    except (OSError, LockException) as error:
         logger.warning("Image sizes are not cached: %s", error)
         return _known_or_read(names, {})
     return sizes

@@ -73,7 +73,14 @@ def _below(folder: str) -> list[str]:
 
 
 def _listed(path: str) -> list[str]:
-    lines = Path(path).read_text(encoding="utf-8").splitlines()
+    try:
+        # Some editors put a mark of the encoding at the start.
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"The list of images {path} is not in UTF-8 ({error.reason} at byte {error.start}); "
+            "save it in that encoding."
+        ) from error
     names = (line.strip() for line in lines)
     root = os.path.dirname(path)
     return list(dict.fromkeys(os.path.join(root, x) for x in names if x and x[0] != "#"))

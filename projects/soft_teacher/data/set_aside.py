@@ -87,8 +87,11 @@ class SetAsideRecorder:
             return
         self._known.update(new)
         self._list_file.parent.mkdir(parents=True, exist_ok=True)
-        listed = self._list_file.read_text().splitlines() if self._list_file.exists() else []
-        with self._list_file.open("a", encoding="utf-8") as file:
+        # Names that are not in UTF-8 stay as they are.
+        text = {"encoding": "utf-8", "errors": "surrogateescape"}
+        known = self._list_file.read_text(**text) if self._list_file.exists() else ""
+        listed = known.splitlines()
+        with self._list_file.open("a", **text) as file:
             for message in new.values():
                 logger.warning("%s. Another image takes its place", message)
                 if message not in listed:

@@ -18,7 +18,11 @@ from soft_teacher.engine.atomic_file import AtomicWrites
 from soft_teacher.engine.hidden_state import HiddenState
 from soft_teacher.engine.random_state import get_random_state, set_random_state
 from soft_teacher.engine.resume_rules import adapt_state, key_differences
-from soft_teacher.engine.run_description import CLASSES, NUM_PROCESSES, differences
+from soft_teacher.engine.run_description import (
+    NUM_PROCESSES,
+    cannot_be_accepted,
+    differences,
+)
 from soft_teacher.safe_loading import check_pickle, is_complete, load_tensors
 
 _NUMBERED = re.compile(r"model_(\d{7,})\.pth")
@@ -166,12 +170,12 @@ class SoftTeacherCheckpointer(DetectionCheckpointer):
     def _check_run(self, filename: str, saved: dict) -> set[str]:
         """The names of the settings that differ, if that is accepted."""
         changes = differences(saved, self.run)
-        other_classes = CLASSES in changes and CLASSES in saved
-        if changes and (other_classes or not self.accepts_changes):
+        is_final = cannot_be_accepted(saved, self.run)
+        if changes and (is_final or not self.accepts_changes):
             accept = "set SOFT_TEACHER.RESUME_WITH_CHANGES to True to go on with the new ones, "
             raise ValueError(
                 f"{filename} is of another run: {'; '.join(changes.values())}. Resume with the "
-                f"settings that it was trained with, {'' if other_classes else accept}or "
+                f"settings that it was trained with, {'' if is_final else accept}or "
                 "start from its weights (MODEL.WEIGHTS) in another OUTPUT_DIR."
             )
         for change in changes.values():

@@ -2,12 +2,15 @@
 
 import logging
 import os
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader
 from detectron2.engine import DefaultTrainer
 from detectron2.evaluation import COCOEvaluator
 from detectron2.modeling import build_model
+from detectron2.utils import comm
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -17,7 +20,38 @@ from soft_teacher.engine.checkpointing import SoftTeacherCheckpointer
 from soft_teacher.engine.random_state import untouched_random_state
 from soft_teacher.engine.tta import SUFFIX, RCNNWithTTA
 
+# Images of each process between two questions whether to stop.
+ASK_PERIOD = 20
+
 logger = logging.getLogger(__name__)
+
+
+class EvaluationStoppedError(Exception):
+    """An evaluation was cut off, on all processes at the same place."""
+
+
+class StoppableLoader:
+    """A test loader between whose images all processes ask together whether to stop.
+
+    Args:
+        loader: of one image in each batch, its share of which a process takes.
+        stops: all processes call it together; whether they stop.
+    """
+
+    def __init__(self, loader: DataLoader, stops: Callable[[], bool]) -> None:
+        self._loader = loader
+        self._stops = stops
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[list[dict[str, Any]]]:
+        # Shares differ by an image: as many as these all processes have.
+        in_common = len(self._loader.dataset) // comm.get_world_size()
+        for number, batch in enumerate(self._loader):
+            if number % ASK_PERIOD == 0 and number < in_common and self._stops():
+                raise EvaluationStoppedError
+            yield batch
 
 
 class _Tester(DefaultTrainer):
@@ -32,6 +66,15 @@ class _Tester(DefaultTrainer):
     @staticmethod
     def mapper(cfg: CfgNode) -> ImageMapper:
         return ImageMapper(cfg)
+
+
+def _stoppable_tester(stops: Callable[[], bool]) -> type[_Tester]:
+    class StoppableTester(_Tester):
+        @classmethod
+        def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> StoppableLoader:
+            return StoppableLoader(super().build_test_loader(cfg, dataset_name), stops)
+
+    return StoppableTester
 
 
 class _TesterOfViews(_Tester):
@@ -49,18 +92,25 @@ def original_images(cfg: CfgNode) -> ImageMapper:
     )
 
 
-def evaluate_models(cfg: CfgNode, models: dict[str, nn.Module]) -> dict[str, dict]:
+def evaluate_models(
+    cfg: CfgNode, models: dict[str, nn.Module], stops: Callable[[], bool] | None = None
+) -> dict[str, dict]:
     """Detectron2's evaluation of several models, each result under its model's name.
 
     Args:
         cfg: DATASETS.TEST names the sets; predictions go to OUTPUT_DIR/inference/NAME/SET.
         models: name -> model.
+        stops: asked now and then, by all processes together, whether to stop.
 
     Returns:
         name -> what `DefaultTrainer.test` returns, e.g. {"teacher": {"bbox": {"AP": ...}}}; on
         the first process only, empty on the others.
+
+    Raises:
+        EvaluationStoppedError: `stops` said so. Models may be left in eval mode.
     """
-    return _evaluate(cfg, models, _Tester, "inference")
+    tester = _Tester if stops is None else _stoppable_tester(stops)
+    return _evaluate(cfg, models, tester, "inference")
 
 
 def evaluate_with_tta(cfg: CfgNode, models: dict[str, nn.Module]) -> dict[str, dict]:

@@ -91,31 +91,34 @@ def run_forward(
     the same step may be fine, so the error becomes a flag that all agree on.
     """
     if batch.error is not None:
-        return _enter_without_images(model, batch.error)
+        return _enter_with_nothing(model, batch.error)
+    guidance = None
+    if batch.weak:
+        try:
+            with precision.teacher_autocast():
+                guidance = teacher.annotate(batch.weak)
+        except FloatingPointError as error:
+            return _enter_with_nothing(model, error)
+    inputs = (batch.labeled, batch.strong, guidance) if batch.weak else (batch.labeled,)
     try:
-        if not batch.weak:
-            with precision.autocast():
-                return Forward(model(batch.labeled))
-        with precision.teacher_autocast():
-            guidance = teacher.annotate(batch.weak)
         with precision.autocast():
-            return Forward(model(batch.labeled, batch.strong, guidance), guidance)
+            return Forward(model(*inputs), guidance)
     except FloatingPointError as error:
         return Forward({}, failure=str(error))
 
 
-def _enter_without_images(model: nn.Module, error: OSError) -> Forward:
-    """Enter the forward pass and leave it at once.
+def _enter_with_nothing(model: nn.Module, error: OSError | FloatingPointError) -> Forward:
+    """Enter the student's forward pass and leave it at once.
 
     In one of the first forward passes DDP's processes exchange how they sort gradients, so none
-    may stay away; the student itself has nothing to do.
+    may stay away; without images or guidance the student itself has nothing to do.
     """
 
     def refuse(module: nn.Module, args: tuple) -> NoReturn:
         raise error
 
     hook = without_ddp(model).register_forward_pre_hook(refuse)
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(type(error)):
         model([])
     hook.remove()
     return Forward({}, failure=str(error))

@@ -7,6 +7,7 @@ from soft_teacher.data.datasets import class_names
 
 NUM_PROCESSES = "number of processes"
 CLASSES = "classes"
+SCALE = "SOLVER.REFERENCE_WORLD_SIZE"
 
 OF_OPTIMIZER = (
     "SOLVER.BASE_LR",
@@ -31,6 +32,8 @@ def describe_run(cfg: CfgNode, world_size: int) -> dict:
     return {
         CLASSES: names if names is None else list(names),
         NUM_PROCESSES: world_size,
+        # After scaling: the GPUs that iterations are counted for, or 0.
+        SCALE: cfg.SOLVER.REFERENCE_WORLD_SIZE,
         "SOFT_TEACHER.ENABLED": enabled,
         "SOFT_TEACHER.EMA.ENABLED": cfg.SOFT_TEACHER.EMA.ENABLED,
         "SOLVER.AMP.ENABLED": _precision(cfg),
@@ -68,7 +71,23 @@ def differences(saved: dict, current: dict) -> dict[str, str]:
     }
 
 
+def cannot_be_accepted(saved: dict, current: dict) -> bool:
+    """Whether a checkpoint means nothing to this run, whatever the user accepts.
+
+    With other classes, or where an iteration of the recipe is another part of the training.
+    """
+    other_classes = CLASSES in saved and saved[CLASSES] != current[CLASSES]
+    scales = (saved.get(SCALE, 0), current[SCALE])
+    return other_classes or (0 not in scales and scales[0] != scales[1])
+
+
 def _account(key: str, saved: object, current: object) -> str:
+    if key == SCALE and saved and current:
+        return (
+            f"its iterations are those of {saved} GPUs and this run's are those of {current} "
+            f"({SCALE}). Processes times SOLVER.ACCUMULATION_STEPS must be {saved}, or {SCALE} 0 "
+            "with batches, learning rate and iterations as they are to be from here"
+        )
     if not (key == CLASSES and saved and current):
         return f"{key} was {saved!r} and is {current!r}"
     gone = [x for x in saved if x not in current]

@@ -55,7 +55,7 @@ class StopSignal:
             _say(f"{name} ignored: training is stopping already; kill -9 ends it at once.")
         else:
             self.number = number
-            _say(f"{name}: training will stop after this iteration, with a checkpoint.")
+            _say(f"{name}: training will stop after this iteration or in an evaluation, all saved.")
 
 
 class ForwardedSignal(StopSignal):

@@ -19,8 +19,13 @@ from torch import nn
 from soft_teacher.data import build_labeled_loader, build_unlabeled_loader, unlabeled_ground_truth
 from soft_teacher.engine.checkpointing import FINAL_NAME, SoftTeacherCheckpointer
 from soft_teacher.engine.ema import EMATeacher
-from soft_teacher.engine.evaluation import evaluate_models, evaluate_with_tta
+from soft_teacher.engine.evaluation import (
+    EvaluationStoppedError,
+    evaluate_models,
+    evaluate_with_tta,
+)
 from soft_teacher.engine.execution import compile_parts, settle_execution
+from soft_teacher.engine.finite import agree_on_flags
 from soft_teacher.engine.forward import ddp_devices, refuse_synchronized_norms
 from soft_teacher.engine.global_normalizer import read_normalizer_scope
 from soft_teacher.engine.hooks import BestTeacherKeeper, RetainingCheckpointer, SilenceWarner
@@ -189,7 +194,12 @@ class SoftTeacherTrainer(DefaultTrainer):
         if not cfg.SOFT_TEACHER.ENABLED or not comm.is_main_process():
             return []
         observers = []
-        truth = unlabeled_ground_truth(cfg)
+        try:
+            truth = unlabeled_ground_truth(cfg)
+        except ValueError as error:
+            # Training itself does without these annotations, whatever they are.
+            logger.warning(f"The quality of pseudo labels is not measured: {error}")
+            truth = {}
         if truth:
             observers.append(QualityMonitor(truth, LOG_PERIOD))
         if cfg.VIS_PERIOD > 0:
@@ -201,7 +211,8 @@ class SoftTeacherTrainer(DefaultTrainer):
 
         Raises:
             SystemExit: training was stopped, after the step that was under way and with a
-                checkpoint of it; the status is 128 plus the signal's number.
+                checkpoint of it, or inside an evaluation, before which there is always one; the
+                status is 128 plus the signal's number.
             UnreadableDataError: images could not be read; what was finished is saved.
         """
         with self._stop_signal.caught():
@@ -214,6 +225,7 @@ class SoftTeacherTrainer(DefaultTrainer):
         period = self.cfg.TEST.EVAL_PERIOD
         if 0 < self.start_iter < self.max_iter and period > 0 and self.start_iter % period == 0:
             self._catch_up_on_evaluation()
+            self._stop_if_agreed()
 
     def _catch_up_on_evaluation(self) -> None:
         """Evaluate what is resumed from, as it is saved before its evaluation.
@@ -237,9 +249,14 @@ class SoftTeacherTrainer(DefaultTrainer):
 
     def after_step(self) -> None:
         super().after_step()
+        if self._trainer.agreed_signal:
+            self._saving.save_unless_saved(self.iter)
+        self._stop_if_agreed()
+
+    def _stop_if_agreed(self) -> None:
+        """End the program if a stop signal has reached any process; all know of the same one."""
         number = self._trainer.agreed_signal
         if number:
-            self._saving.save_unless_saved(self.iter)
             logger.info(f"Stopped by {signal.Signals(number).name}; --resume goes on from here")
             raise SystemExit(exit_status(number))
 
@@ -253,22 +270,35 @@ class SoftTeacherTrainer(DefaultTrainer):
     def evaluate(self) -> dict:
         """Evaluate student and, where it differs, teacher on DATASETS.TEST.
 
-        Not when training is about to stop: there may be little time left. What was learned is
-        saved first: a test image may be unreadable, and a long evaluation may be killed.
+        Not when training is about to stop, and no further than to a stop signal: there may be
+        little time left. What was learned is saved first: a test image may be unreadable, and a
+        long evaluation may be killed.
         """
         if self._trainer.agreed_signal:
             logger.info("Evaluation is left out, because training stops")
             return {}
         # After the last iteration, when Detectron2 has counted past it, the final one is there.
-        if self.iter < self.max_iter:
+        is_last = self.iter >= self.max_iter
+        if not is_last:
             self._saving.save_unless_saved(self.iter)
         start = time.perf_counter()
-        results = evaluate_models(self.cfg, self._models())
+        try:
+            results = evaluate_models(self.cfg, self._models(), None if is_last else self._stops)
+        except EvaluationStoppedError:
+            logger.info("The evaluation is cut off, because training stops")
+            return {}
         seconds = time.perf_counter() - start
         self.storage.put_scalar("eval_seconds", seconds, smoothing_hint=False)
         # TEST.EXPECTED_RESULTS, which Detectron2 compares with this, are the student's.
         self._last_eval_results = results["student"]
         return results
+
+    def _stops(self) -> bool:
+        """Whether a stop signal has reached any process by now; all processes ask together."""
+        device = next(self.student.parameters()).device
+        number = torch.full((), float(self._stop_signal.number), device=device)
+        self._trainer.agreed_signal = int(agree_on_flags(number))
+        return self._trainer.agreed_signal > 0
 
     def evaluate_with_tta(self) -> dict:
         """The same with the test-time augmentation of TEST.AUG, after the last iteration."""
