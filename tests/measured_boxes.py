@@ -41,6 +41,7 @@ def summary(name="set"):
         "sets": name,
         "images": 2,
         "images_in_sets": 5,
+        "unreadable_images": "none",
         "objects": 3,
         "boxes": 3,
         "seed": 0,

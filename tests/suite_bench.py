@@ -8,6 +8,8 @@ from types import ModuleType
 import yaml
 
 ROOT = Path(__file__).parents[1]
+# A set that nobody looks into.
+VAL = "made_up_val"
 
 # In place of train_net.py. The student's AP is 1000 times the learning rate plus the square of the
 # seed, the teacher's is one more. It fails with a momentum of 0.5 until a file "mended" is there,
@@ -57,13 +59,13 @@ class Bench:
         (folder / "tools/pseudo_label.py").write_text(LABELER)
         base = {
             "VERSION": 2,
-            "DATASETS": {"UNLABELED": ["coco_2017_unlabeled"], "TRAIN": []},
+            "DATASETS": {"UNLABELED": ["coco_2017_unlabeled"], "TRAIN": [], "TEST": [VAL]},
             "MODEL": {"WEIGHTS": "elsewhere/model_0000749.pth"},
         }
         self.base = folder / "soft_teacher_x.yaml"
         self.base.write_text(yaml.safe_dump(base))
-        supervised = {"VERSION": 2, "SOFT_TEACHER": {"ENABLED": False}}
-        (folder / "supervised_x.yaml").write_text(yaml.safe_dump(supervised))
+        supervised = {"SOFT_TEACHER": {"ENABLED": False}, "DATASETS": {"TEST": [VAL]}}
+        (folder / "supervised_x.yaml").write_text(yaml.safe_dump({"VERSION": 2, **supervised}))
 
     def suite(self, rows, name="suite", **keys):
         content = {"title": "A title", "repetitions": {"seeds": [0, 3]}, "rows": rows, **keys}
@@ -84,6 +86,14 @@ class Bench:
     def rows(self, name="suite"):
         content = json.loads((self.folder / f"out/{name}/table.json").read_text())
         return {x["name"]: x for x in content["rows"]}
+
+
+def make_bench(folder, module, monkeypatch):
+    """A bench whose trainings are looked at twenty times a second."""
+    monkeypatch.setattr(module, "ROOT", folder)
+    monkeypatch.setattr("soft_teacher.engine.child_process.POLL_SECONDS", 0.05)
+    monkeypatch.setattr("soft_teacher.engine.suite_runner.POLL_SECONDS", 0.05)
+    return Bench(folder, module)
 
 
 def load_run_suite() -> ModuleType:

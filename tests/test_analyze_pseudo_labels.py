@@ -140,6 +140,16 @@ def test_a_checkpoint_is_measured_and_measured_again_alike(tool, folder, tmp_pat
     assert {*tables[3].splitlines()} < {*tables[0].splitlines()}
 
 
+def test_an_image_that_cannot_be_read_is_left_out_and_named(tool, folder, tmp_path, capsys):
+    weights = save_models(folder)
+    (folder / "unlabeled_2.png").write_bytes(b"no image")
+    found = analyze(tool, folder, weights, tmp_path / "out")
+    assert found["images"] == NUM_UNLABELED - 1
+    assert found["unreadable_images"].endswith("unlabeled_2.png")
+    assert "unlabeled_2.png" in capsys.readouterr().err
+    assert "unlabeled_2" not in (tmp_path / "out/boxes.csv").read_text()
+
+
 def test_boxes_whose_spread_is_unknown_are_the_least_reliable(tool, tmp_path):
     """A one-stage detector gives a box that too few of its predictions surround no spread."""
     keys = {**NARROW, **RETINANET, "MODEL__RETINANET__SCORE_THRESH_TEST": 0.0}

@@ -105,6 +105,32 @@ def test_images_are_chosen_by_id_or_by_name_in_that_order(tool, folder, known):
         compare(tool, folder, "--images", "77")
 
 
+def test_an_image_that_cannot_be_read_is_left_out_by_name(tool, folder, known, capsys):
+    (folder / "val_2.png").write_bytes(b"no image")
+    page = compare(tool, folder)
+    assert "images on which the F1 scores" in page and f"{NUM_VAL - 1} of {NUM_VAL - 1}" in page
+    assert "val_2.png" in capsys.readouterr().err and "val_2.png" not in page
+
+
+def test_low_scores_are_shown_if_asked_for_whatever_the_detector_drops(tool, folder, monkeypatch):
+    seen = []
+
+    def load(cfg):
+        seen.append(cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST)
+        return {"model": KnowingDetector(folder / "val.json", set())}
+
+    monkeypatch.setattr(tool, "load_models", load)
+    config = folder / "config.yaml"
+    config.write_text(
+        config.read_text().replace("SCORE_THRESH_TEST: 0.0", "SCORE_THRESH_TEST: 0.3")
+    )
+    compare(tool, folder, "--min-score", "0.01")
+    compare(tool, folder, "--min-score", "0.5")
+    assert seen == [0.01, 0.01, 0.3, 0.3]
+    with pytest.raises(SystemExit):
+        compare(tool, folder, "--min-score", "1")
+
+
 def test_names_cannot_become_code_of_the_page(tool, folder, known):
     evil = "<script>alert('&').png"
     for name in ("labeled", "unlabeled", "val"):

@@ -10,7 +10,7 @@ from detectron2.data import DatasetCatalog
 from detectron2.modeling import build_model
 
 from soft_teacher import add_soft_teacher_config
-from soft_teacher.config import head_section, num_classes
+from soft_teacher.config import head_section, load_config, num_classes
 from soft_teacher.data.registry import resolve_dataset_names
 from soft_teacher.engine.schedule import scale_to_world_size
 
@@ -95,6 +95,22 @@ def test_a_model_has_the_classes_that_its_config_names(detector):
         model = build_model(cfg)
     # One-stage detectors are their own heads.
     assert getattr(model, "roi_heads", model).num_classes == num_classes(cfg)
+
+
+@pytest.mark.parametrize(
+    ("content", "overrides", "message"),
+    [
+        ("SOLVER: {MAX_ITR: 5}", [], r"x\.yaml, or a _BASE_ of it: .* SOLVER\.MAX_ITR"),
+        ("", ["SOLVER.MAX_ITR", "5"], r"command line: .*SOLVER\.MAX_ITR"),
+        ("", ["SOLVER.MAX_ITER"], "command line: .*list of pairs"),
+    ],
+)
+def test_a_key_that_is_not_there_is_refused_by_name_and_place(
+    tmp_path, content, overrides, message
+):
+    (tmp_path / "x.yaml").write_text(f"VERSION: 2\n{content}\n")
+    with pytest.raises(ValueError, match=message):
+        load_config(str(tmp_path / "x.yaml"), overrides)
 
 
 @pytest.mark.parametrize("name", RECIPES)

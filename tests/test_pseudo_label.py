@@ -18,6 +18,7 @@ from pseudo_label_place import label_place
 from soft_teacher import load_config
 from soft_teacher.engine import evaluate_models, load_models
 from soft_teacher.engine.journal import Journal
+from soft_teacher.engine.pseudo_labeling import LabelingOptions, fingerprint
 from tiny_training import NUM_UNLABELED
 
 TOOL = Path(__file__).parents[1] / "tools/pseudo_label.py"
@@ -178,6 +179,15 @@ def test_other_settings_start_anew(tool, place, tmp_path, monkeypatch):
     assert any(x["score"] < 0.26 for x in json.loads(output.read_text())["annotations"])
 
 
+def test_other_classes_in_the_file_are_another_labeling(place):
+    cfg = load_config(str(place[1]), ["MODEL.WEIGHTS", str(place[0] / "weights.pth")])
+    marks = [
+        fingerprint(cfg, "model", LabelingOptions(0.5, 1), [], [{"id": number, "name": name}])
+        for number, name in ((1, "cat"), (1, "cat"), (2, "cat"), (1, "dog"))
+    ]
+    assert marks[0] == marks[1] and len(set(marks)) == 3
+
+
 def test_a_file_that_holds_something_else_is_not_overwritten(tool, place, tmp_path):
     output = shutil.copy(place[0] / "labeled.json", tmp_path / "labeled.json")
     before = output.read_bytes()
@@ -229,6 +239,11 @@ def test_a_coco_file_needs_the_right_image_root(tool, place, tmp_path):
     assert run(tool, place, tmp_path / "out.json", *options) == 0
     content = json.loads((tmp_path / "out.json").read_text())
     assert [x["file_name"] for x in content["images"]] == [f"unlabeled_{i}.png" for i in range(6)]
+
+
+def test_a_misspelled_set_is_refused_by_the_option(tool, place, tmp_path):
+    with pytest.raises(ValueError, match=r"^--images unlabelled is no set of this config"):
+        run(tool, place, tmp_path / "out.json", "--images", "unlabelled")
 
 
 def test_the_model_that_is_asked_for_must_be_there(tool, place, tmp_path):

@@ -81,6 +81,12 @@ def test_numbers_for_another_number_of_gpus_are_scaled(tmp_path):
     assert cells[7:9] == ["0.00125", "0.00025"]
 
 
+def test_a_number_of_gpus_that_cannot_be_is_refused(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        rehearse(tmp_path, "--num-gpus", 0, FLAGSHIP)
+    assert "--num-gpus is 0; it must be at least 1" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("kind", ["soft_teacher", "supervised", "multi_stage"])
 def test_two_steps_are_taken_in_a_process_of_their_own(kind, tmp_path):
     keys = {

@@ -19,7 +19,7 @@ import yaml
 from soft_teacher import load_config
 from soft_teacher.analysis.fractions import read_fractions
 from soft_teacher.engine.suite_runner import job_environments, try_lock
-from suite_bench import ROOT, Bench, load_run_suite, lr_row, row
+from suite_bench import ROOT, load_run_suite, lr_row, make_bench, row
 from tiny_training import NARROW, assert_same, checkpoint, write_config
 
 
@@ -30,10 +30,7 @@ def module():
 
 @pytest.fixture
 def bench(tmp_path, module, monkeypatch):
-    monkeypatch.setattr(module, "ROOT", tmp_path)
-    monkeypatch.setattr("soft_teacher.engine.child_process.POLL_SECONDS", 0.05)
-    monkeypatch.setattr("soft_teacher.engine.suite_runner.POLL_SECONDS", 0.05)
-    return Bench(tmp_path, module)
+    return make_bench(tmp_path, module, monkeypatch)
 
 
 def test_the_table_holds_mean_and_deviation_of_every_row_beside_the_papers_number(bench):
@@ -275,46 +272,32 @@ def test_unlabeled_images_are_labeled_by_the_named_row_before_training(bench):
     weights = teacher[teacher.index("OUTPUT_DIR") + 1] + "/model_final.pth"
     assert f"--weights {weights} --images {name}" in command
     assert "--score-threshold 0.8" in command
+    # The boxes that are written are those that teach.
+    for key in ("MIN_SCORE", "CLS_SCORE", "RPN_SCORE"):
+        assert student[student.index(f"SOFT_TEACHER.PSEUDO_LABELS.{key}") + 1] == "0.8"
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"rows": [row("a", override={})]}, r"row 1: unknown key override; known are after"),
-        ({"rows": [row("a", overrides={"SOLVER.LR": 1})]}, r"no config key SOLVER\.LR;"),
-        ({"rows": [row("a", overrides={"SOLVER": 1})]}, "SOLVER is a group of config keys"),
-        ({"rows": [row("a"), row("a")]}, "another row has this name"),
-        ({"rows": [row("a", after="b")]}, "starts from 'b'"),
-        ({"rows": [row("a", labeled="few")]}, "labeled is 'few'"),
-        ({"rows": [row("a", stretch="long")]}, "stretch is 'long'"),
-        ({"rows": [row("a", config=3)]}, "config is 3"),
-        ({"rows": {}}, "rows must be a list"),
-        ({"rows": [{"name": "a", "paper": {"mAP": 1.0}}]}, "unknown key mAP"),
-        ({"rows": [{"name": "a"}]}, "the key paper is missing"),
-        ({"repetitions": {"seed": [1]}}, "repetitions: unknown key seed"),
-        ({"repetitions": {"seeds": [0.5]}}, "whole numbers"),
-        ({"gap_closed": {"few": "a", "all": "b"}}, "all is 'b'"),
-        ({"rows": [row("a", overrides={"SOLVER.MAX_ITER": "many"})]}, "SOLVER.MAX_ITER"),
-        ({"rows": [row("a", config="{recipe}.yaml")]}, "there is no .*x.yaml"),
-        ({"rows": [row("a", labeled=5)]}, "where no number follows an @"),
-        ({"rows": [row("a", labeled="all")]}, "--all-sets"),
-        ({"repetitions": {"folds": [1, 2]}}, "several folds"),
-    ],
-)
-def test_what_cannot_be_is_an_error_that_names_file_and_key(bench, capsys, change, message):
-    keys = {"rows": [row("a")], **change}
-    assert bench.run(bench.suite(**keys)) == 1
-    error = capsys.readouterr().err
-    assert re.search(message, error), error
-    assert "suite.yaml" in error
-    assert not bench.calls()
+def test_a_value_of_two_lines_is_listed_in_one(bench, capsys):
+    sets = f"[['mine', '', '{bench.folder}'],\n ['other', '', '{bench.folder}']]"
+    suite = bench.suite([row("a")])
+    bench.run(suite, "--list-commands", "--seeds", 1, overrides=["DATASETS.CUSTOM", sets])
+    (line,) = capsys.readouterr().out.splitlines()
+    arguments = shlex.split(line)[2:]
+    assert yaml.safe_load(arguments[arguments.index("DATASETS.CUSTOM") + 1]) == yaml.safe_load(sets)
+    assert bench.module.main(arguments) == 0 and len(bench.calls()) == 1
 
 
-def test_a_suite_that_would_run_python_is_refused(bench, capsys):
-    path = bench.folder / "suite.yaml"
-    path.write_text("title: !!python/object/apply:os.getpid []\nrows: []\n")
-    assert bench.run(path) == 1
-    assert "suite.yaml is no plain YAML" in capsys.readouterr().err
+def test_what_was_trained_elsewhere_is_reported_without_its_data(bench, capsys):
+    bench.base = write_config(bench.folder).rename(bench.folder / "soft_teacher_data.yaml")
+    suite = bench.suite([lr_row("a", 0.02)])
+    arguments = [suite, "--base", bench.base, "--output", bench.folder / "out", "--seeds", 0]
+    assert bench.module.main([str(x) for x in arguments]) == 0
+    before = bench.rows()["a"]
+    (bench.folder / "labeled.json").unlink()
+    assert bench.module.main([str(x) for x in [*arguments, "--report-only"]]) == 0
+    after = bench.rows()["a"]
+    assert after["runs"] == before["runs"] and len(bench.calls()) == 1
+    assert before["remark"] == "" and "Its data are not here" in after["remark"]
 
 
 def test_values_that_a_later_version_may_know_are_no_error(bench):

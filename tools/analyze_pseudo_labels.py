@@ -54,6 +54,7 @@ from soft_teacher.config import (
     settle_device,
 )
 from soft_teacher.data.datasets import class_names
+from soft_teacher.data.image_files import ImageError
 from soft_teacher.engine import load_models
 
 TABLE_THRESHOLDS = (0.5, 0.7, 0.8, 0.9, 0.95)
@@ -148,20 +149,30 @@ def find_records(cfg: CfgNode, name: str | None) -> tuple[tuple[str, ...], list[
 
 def measure(
     cfg: CfgNode, model: nn.Module, samples: list[tuple[dict[str, Any], int]]
-) -> MeasuredBoxes:
+) -> tuple[MeasuredBoxes, list[str], list[str]]:
     """Let the model label the weak view of each image, and compare with its objects.
 
+    Returns:
+        The boxes; the names of the images that they are of; those of images that cannot be read,
+        which are left out, as training sets them aside.
+
     Raises:
-        ValueError: the model is none of Soft Teacher's.
+        ValueError: the model is none of Soft Teacher's, or no image can be read.
     """
     if not hasattr(model, "annotate"):
         raise ValueError(
             f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}, which makes no pseudo "
             "labels; use the config of a Soft Teacher."
         )
-    images = []
+    images, names, unreadable = [], [], []
     for number, (record, sample_seed) in enumerate(samples, 1):
-        view = weak_view(record, sample_seed, cfg)
+        try:
+            view = weak_view(record, sample_seed, cfg)
+        except ImageError as error:
+            print(f"{error}. It is left out", file=sys.stderr)
+            unreadable.append(record["file_name"])
+            continue
+        names.append(record["file_name"])
         # The jitter of one image does not depend on the images before it.
         torch.manual_seed(sample_seed % 2**63)
         guidance = model.annotate([view])
@@ -170,11 +181,18 @@ def measure(
         images.append(measure_boxes(labels, variance, objects_in_view(record, view)))
         if number % 100 == 0:
             print(f"{number} of {len(samples)} images", flush=True)
-    return join_images(images)
+    if not images:
+        raise ValueError(f"None of the {len(samples)} images can be read; see the lines above.")
+    return join_images(images), names, unreadable
 
 
 def summarize(
-    args: argparse.Namespace, cfg: CfgNode, boxes: MeasuredBoxes, names: tuple[str, ...], total: int
+    args: argparse.Namespace,
+    cfg: CfgNode,
+    boxes: MeasuredBoxes,
+    names: tuple[str, ...],
+    total: int,
+    unreadable: list[str],
 ) -> dict[str, Any]:
     """All numbers but those of each box, and what they were made with."""
     labels, jitter = cfg.SOFT_TEACHER.PSEUDO_LABELS, cfg.SOFT_TEACHER.JITTER
@@ -185,6 +203,7 @@ def summarize(
         "sets": ", ".join(names),
         "images": len(boxes.num_objects),
         "images_in_sets": total,
+        "unreadable_images": ", ".join(unreadable) or "none",
         "objects": int(boxes.num_objects.sum()),
         "boxes": len(boxes),
         "seed": args.seed,
@@ -206,15 +225,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     names, records = find_records(cfg, args.set)
     samples = draw_records(records, args.max_images, args.seed)
     model = choose_model(load_models(cfg), args.model)
-    boxes = measure(cfg, model, samples)
+    boxes, file_names, unreadable = measure(cfg, model, samples)
     fine = [args.min_score, *(k / 100 for k in range(1, 100) if k / 100 > args.min_score)]
     write_quality(
         args.output,
         boxes,
-        [record["file_name"] for record, _ in samples],
+        file_names,
         class_names(cfg) or [str(k) for k in range(num_classes(cfg))],
         quality_at(boxes, fine),
-        summarize(args, cfg, boxes, names, len(records)),
+        summarize(args, cfg, boxes, names, len(records), unreadable),
     )
     summary, figures = read_quality(args.output)
     command = shlex.join(["python", "tools/analyze_pseudo_labels.py", *(argv or sys.argv[1:])])

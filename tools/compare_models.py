@@ -31,9 +31,10 @@ from soft_teacher.analysis.comparison_page import build_comparison_page
 from soft_teacher.analysis.disagreement import f1_score, most_different
 from soft_teacher.analysis.drawing import as_jpeg
 from soft_teacher.analysis.prediction_pictures import Comparison, draw_comparison
-from soft_teacher.config import load_config, num_classes, settle_device
+from soft_teacher.config import load_config, lower_score_threshold, num_classes, settle_device
 from soft_teacher.data import ImageMapper
 from soft_teacher.data.datasets import class_names
+from soft_teacher.data.image_files import ImageError
 from soft_teacher.data.mapper import read_labeled_image
 from soft_teacher.engine import load_models
 
@@ -68,6 +69,8 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
             parser.error(f"there is no file {path}")
     if args.num < 1:
         parser.error(f"--num is {args.num}; it must be at least 1")
+    if not 0 <= args.min_score < 1:
+        parser.error(f"--min-score is {args.min_score}; it must lie in 0 to 1")
     if len(args.opts) % 2 == 1:
         parser.error(f"KEY VALUE pairs expected, not {' '.join(args.opts)}")
     return args
@@ -98,6 +101,25 @@ def find_records(cfg: CfgNode, args: argparse.Namespace) -> list[dict[str, Any]]
 def names_of(record: dict[str, Any]) -> set[str]:
     """What --images may call an image."""
     return {str(record["image_id"]), record["file_name"], Path(record["file_name"]).name}
+
+
+def readable(cfg: CfgNode, records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those records whose images can be read; the others are named.
+
+    Raises:
+        ValueError: none can.
+    """
+    found = []
+    for record in records:
+        try:
+            read_labeled_image(record, "RGB", cfg.INPUT.MAX_PIXELS)
+        except ImageError as error:
+            print(f"{error}. It is left out", file=sys.stderr)
+        else:
+            found.append(record)
+    if not found:
+        raise ValueError(f"None of the {len(records)} images can be read; see the lines above.")
+    return found
 
 
 def detect(cfg: CfgNode, weights: Path, wanted: str, records: list[dict]) -> list[list[dict]]:
@@ -141,7 +163,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_arguments(argv)
     cfg = load_config(str(args.config_file), args.opts)
     settle_device(cfg)
-    records = find_records(cfg, args)
+    # The detector itself drops what is below its own.
+    lower_score_threshold(cfg, args.min_score)
+    records = readable(cfg, find_records(cfg, args))
     objects = [true_entries(x) for x in records]
     weights = {"Baseline": args.baseline, "Soft Teacher": args.soft_teacher}
     found = {title: detect(cfg, weights[title], which, records) for title, which in MODELS.items()}

@@ -20,6 +20,7 @@ VALUE pairs.
 """
 
 import argparse
+import glob
 import os
 import signal
 import sys
@@ -148,6 +149,11 @@ def find_set(cfg: CfgNode, source: str | None, root: str | None) -> str:
     source = source.replace("{fold}", str(cfg.DATASETS.FOLD))
     if source in DatasetCatalog:
         return source
+    if not (os.path.exists(source) or glob.has_magic(source)):
+        raise ValueError(
+            f"--images {source} is no set of this config or of Detectron2, and no file, folder or "
+            "glob pattern; look at its spelling."
+        )
     is_file = source.endswith(".json")
     own = [source, source, root or os.path.dirname(source)] if is_file else [source, "", source]
     cfg = cfg.clone()
@@ -210,9 +216,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     records = read_images(name)
     images, categories = describe_images(name, records), class_categories(cfg)
     which, model = load_detector(cfg, args.model)
-    mark = fingerprint(cfg, which, options, images)
+    mark = fingerprint(cfg, which, options, images, categories)
     if is_done(args.output, mark):
-        print(f"{args.output} is there already, with these settings")
+        print(f"{args.output} is there already, with these settings; delete it to label again")
         return 0
     args.output.parent.mkdir(parents=True, exist_ok=True)
     journal = Journal(args.output.with_name(args.output.name + PARTIAL_SUFFIX), mark)

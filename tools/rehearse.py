@@ -59,7 +59,10 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Rehearse, print and write; returns the exit status."""
-    args = make_parser().parse_args(argv)
+    parser = make_parser()
+    args = parser.parse_args(argv)
+    if args.num_gpus is not None and args.num_gpus < 1:
+        parser.error(f"--num-gpus is {args.num_gpus}; it must be at least 1")
     warnings.filterwarnings("ignore", message="No audio backend|torch.meshgrid")
     files = args.configs or find_recipes(CONFIGS)
     found = []

@@ -39,6 +39,7 @@ from soft_teacher.engine.training_run import path_from_here
 
 ROOT = Path(__file__).resolve().parents[1]
 NOT_CHOSEN = "It was left out with --rows."
+UNCHECKED = "Its data are not here, so whether they are still those of the training is not known."
 ALL_PERCENT = 100.0
 
 
@@ -97,6 +98,13 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     end = argv.index("--") if "--" in argv else len(argv)
     args = parser.parse_args(argv[:end])
     args.overrides = list(argv[end + 1 :])
+    for option in ("processes", "jobs"):
+        if getattr(args, option) < 1:
+            parser.error(f"--{option} is {getattr(args, option)}; it must be at least 1")
+    for option in ("seeds", "folds"):
+        values = getattr(args, option) or []
+        if len(set(values)) < len(values):
+            parser.error(f"--{option} names a number twice; give each once")
     if len(args.overrides) % 2 == 1:
         parser.error(f"KEY VALUE pairs expected, not {' '.join(args.overrides)}")
     return args
@@ -222,7 +230,9 @@ def command_of(cell: Cell, args: argparse.Namespace) -> list[str]:
     if args.start_from:
         command += ["--start-from", args.start_from]
     command += ["--processes", str(args.processes), "--cell", cell.name]
-    return [*command, *(["--", *args.overrides] if args.overrides else [])]
+    # One command is one line for the array of jobs.
+    overrides = [" ".join(x.splitlines()) for x in args.overrides]
+    return [*command, *(["--", *overrides] if overrides else [])]
 
 
 def train(cells: list[Cell], args: argparse.Namespace) -> int:
@@ -245,7 +255,7 @@ def report(
     suite: Suite, cells: dict[str, list[Cell]], args: argparse.Namespace, folder: Path
 ) -> None:
     """Write the table of what is finished, and print it."""
-    rows = [collect(row, cells.get(row.name, [])) for row in suite.rows]
+    rows = [collect(row, cells.get(row.name, []), args.report_only) for row in suite.rows]
     setting = f"Base config: {args.base}"
     setting += f", with {shlex.join(args.overrides)}." if args.overrides else "."
     text = markdown(suite.title, suite.note, setting, rows, suite.gap_closed)
@@ -269,13 +279,31 @@ def report(
     print(f"\n{text}\nTable: {folder}/table.md, .csv, .json and .png", flush=True)
 
 
-def collect(row: Row, cells: list[Cell]) -> RowResult:
-    """The results of the finished cells of a row."""
-    trainings = {x.repetition.label: x.training() for x in cells if x.folder.exists()}
-    finished = {label: x for label, x in trainings.items() if x.finished}
+def collect(row: Row, cells: list[Cell], without_data: bool) -> RowResult:
+    """The results of the finished cells of a row.
+
+    Args:
+        row: of the suite.
+        cells: of the row.
+        without_data: whether to report also what was trained on data that are not here.
+    """
+    finished, unchecked = {}, False
+    for cell in cells:
+        if not cell.folder.exists():
+            continue
+        try:
+            training = cell.training()
+            is_finished = training.finished
+        except ValueError:
+            if not without_data:
+                raise
+            training, unchecked = cell.unchecked_training(), True
+            is_finished = training.was_finished
+        if is_finished:
+            finished[cell.repetition.label] = training
     runs = {label: last_evaluation(read_metrics(x.metrics_file)) for label, x in finished.items()}
     folders = {label: str(x.output_dir) for label, x in finished.items()}
-    remark = row.not_run or ("" if cells else NOT_CHOSEN)
+    remark = row.not_run or (UNCHECKED if unchecked else "" if cells else NOT_CHOSEN)
     labeled = ALL_PERCENT if row.labeled == ALL else row.labeled
     return RowResult(row.name, row.paper, runs, len(cells), remark, folders, labeled)
 

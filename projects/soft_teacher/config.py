@@ -20,7 +20,7 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> CN:
 
     Raises:
         ValueError: the file, or one that it is based on, is no plain YAML: a tag in it might run
-            Python code; or a key would have Detectron2 read a pickle.
+            Python code; a key is unknown; or one would have Detectron2 read a pickle.
     """
     cfg = get_cfg()
     add_soft_teacher_config(cfg)
@@ -31,7 +31,16 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> CN:
             f"The config {path}, or a _BASE_ of it, is no plain YAML: {error}. Tags of Python "
             "objects could run code and are refused; write numbers, strings and lists instead."
         ) from error
-    cfg.merge_from_list(list(overrides))
+    except KeyError as error:
+        raise ValueError(
+            f"The config {path}, or a _BASE_ of it: {error.args[0]}; look at its spelling."
+        ) from error
+    try:
+        cfg.merge_from_list(list(overrides))
+    except AssertionError as error:
+        raise ValueError(
+            f"KEY VALUE pairs on the command line: {error}; look at their spelling."
+        ) from error
     if cfg.MODEL.LOAD_PROPOSALS:
         raise ValueError(
             "MODEL.LOAD_PROPOSALS is True, but Detectron2 reads proposals from pickles, which can "

@@ -41,6 +41,8 @@ def test_splits_have_as_many_images_as_they_are_drawn_with(percent):
 def test_sets_are_added_up_and_unknown_ones_are_not_guessed():
     assert total_size(("coco_2017_train", "coco_2017_unlabeled")) == 118_287 + 123_403
     assert total_size(("digits_labeled", "digits_unlabeled")) == set_size("digits_all")
+    few = (set_size("pennfudan_{fold}@5"), set_size("pennfudan_1@5_unlabeled"))
+    assert few == (6, 114) and sum(few) == set_size("pennfudan_all")
     assert total_size(("coco_2017_train", "mine")) is None
     assert total_size(()) is None
 

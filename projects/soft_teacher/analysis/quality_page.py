@@ -148,6 +148,7 @@ def _settings(summary: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
         "sets": "Sets",
         "images": "Images",
         "images_in_sets": "Images in the sets",
+        "unreadable_images": "Images that could not be read",
         "seed": "Seed",
         "resamples": "Resamples of the bootstrap",
         "num_jitter": "Jittered copies",

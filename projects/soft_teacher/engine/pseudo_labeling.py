@@ -67,7 +67,11 @@ class LabelingSummary:
 
 
 def fingerprint(
-    cfg: CfgNode, model: str, options: LabelingOptions, images: list[dict[str, Any]]
+    cfg: CfgNode,
+    model: str,
+    options: LabelingOptions,
+    images: list[dict[str, Any]],
+    categories: list[dict[str, Any]],
 ) -> str:
     """A digest of all that decides what a labeling gives.
 
@@ -76,6 +80,7 @@ def fingerprint(
         model: which of its models is used.
         options: how images are labeled.
         images: `id` and `file_name` as in the file that is written.
+        categories: of that file.
     """
     settings = cfg.MODEL.clone()
     settings.defrost()
@@ -83,7 +88,8 @@ def fingerprint(
     keys = ("FORMAT", "MIN_SIZE_TEST", "MAX_SIZE_TEST", "MAX_PIXELS")
     facts = [
         *(settings.dump(), cfg.TEST.DETECTIONS_PER_IMAGE, cfg.TEST.AUG.MAX_SIZE),
-        *([cfg.INPUT[key] for key in keys], model, asdict(options), images),
+        *([cfg.INPUT[key] for key in keys], model, asdict(options)),
+        *(images, categories),
     ]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 

@@ -210,7 +210,10 @@ def _read_pseudo_labels(value: Any, where: str) -> PseudoLabels | None:
     keys = {"from", "score"}
     _check_mapping(value, keys, keys, f"{where}: pseudo_labels")
     _check_texts(value, ("from",), f"{where}: pseudo_labels")
-    return PseudoLabels(value["from"], _positive(value["score"], f"{where}: score"))
+    score = _positive(value["score"], f"{where}: score", "a number between 0 and 1")
+    if score >= 1:
+        raise ValueError(f"{where}: score is {score!r}; write a number between 0 and 1.")
+    return PseudoLabels(value["from"], score)
 
 
 def _read_gap(value: Any, rows: list[Row], where: str) -> GapClosed | None:
@@ -227,6 +230,8 @@ def _read_gap(value: Any, rows: list[Row], where: str) -> GapClosed | None:
 def _whole_numbers(values: Any, where: str) -> tuple[int, ...]:
     if not isinstance(values, list) or not all(type(x) is int for x in values):
         raise ValueError(f"{where} is {values!r}; write a list of whole numbers.")
+    if len(set(values)) < len(values):
+        raise ValueError(f"{where} is {values!r}; write each number once.")
     return tuple(values)
 
 

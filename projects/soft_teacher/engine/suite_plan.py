@@ -73,6 +73,12 @@ class Planner:
         overrides = self._own_overrides(row, config_file, repetition)
         needs = {x: self._cell(self._rows[x], repetition) for x in row.sources}
         cfg = self._load(row, config_file, overrides)
+        if len(cfg.DATASETS.TEST) != 1:
+            raise self._error(
+                row,
+                f"DATASETS.TEST names {len(cfg.DATASETS.TEST)} sets, but a table has the results "
+                "of one; name one, in the config or behind --",
+            )
         if row.after:
             overrides += ("MODEL.WEIGHTS", str(needs[row.after].folder / FINAL_CHECKPOINT))
         elif self._setting.start_from and cfg.SOFT_TEACHER.ENABLED and not row.pseudo_labels:
@@ -117,8 +123,18 @@ class Planner:
     def _own_overrides(self, row: Row, config_file: Path, repetition: Repetition) -> Overrides:
         """All but what depends on other cells: the command line's first, then the row's."""
         overrides = self._setting.overrides
+        taken = {*repetition.overrides[::2], "OUTPUT_DIR"} & {*overrides[::2], *row.overrides}
+        if taken:
+            raise self._error(
+                row,
+                f"{', '.join(sorted(taken))} cannot be set by KEY VALUE pairs or by a row: give "
+                "--seeds for SEED, --folds for DATASETS.FOLD, --output for OUTPUT_DIR",
+            )
         if row.labeled is not None:
             overrides += self._labeled_sets(row, self._load(row, config_file, overrides))
+        if row.pseudo_labels:
+            for key in ("MIN_SCORE", "CLS_SCORE", "RPN_SCORE"):
+                overrides += (f"SOFT_TEACHER.PSEUDO_LABELS.{key}", str(row.pseudo_labels.score))
         overrides += tuple(str(x) for pair in row.overrides.items() for x in pair)
         if row.stretch != 1:
             cfg = self._load(row, config_file, overrides)

@@ -78,6 +78,11 @@ class TrainingRun:
         return self._is_same() and self._state()["finished"]
 
     @property
+    def was_finished(self) -> bool:
+        """Whether the training in the folder is complete, whatever its data were."""
+        return (self.output_dir / STATE_FILE).is_file() and self._state()["finished"]
+
+    @property
     def seconds(self) -> float:
         """Wall-clock time of the command, evaluations included, summed over resumptions.
 

@@ -5,6 +5,8 @@ import re
 TRAIN2017, UNLABELED2017, VAL2017 = 118_287, 123_403, 5_000
 # What the demo makes unless it is told otherwise.
 DIGITS_LABELED, DIGITS_UNLABELED = 40, 1_160
+# As configs/suites/pennfudan has it: 120 photographs to train on, 50 to evaluate on.
+PENNFUDAN_TRAIN = 120
 
 _WHOLE_SETS = {
     "coco_2017_train": TRAIN2017,
@@ -13,8 +15,13 @@ _WHOLE_SETS = {
     "digits_labeled": DIGITS_LABELED,
     "digits_unlabeled": DIGITS_UNLABELED,
     "digits_all": DIGITS_LABELED + DIGITS_UNLABELED,
+    "pennfudan_all": PENNFUDAN_TRAIN,
 }
-_SPLIT_SETS = {"coco_semi": TRAIN2017, "digits": DIGITS_LABELED + DIGITS_UNLABELED}
+_SPLIT_SETS = {
+    "coco_semi": TRAIN2017,
+    "digits": DIGITS_LABELED + DIGITS_UNLABELED,
+    "pennfudan": PENNFUDAN_TRAIN,
+}
 _SPLIT = re.compile(rf"({'|'.join(_SPLIT_SETS)})_(?:\d+|{{fold}})@([\d.]+)(_unlabeled)?")
 
 
