@@ -47,7 +47,7 @@ PIP := "$(VENV)/bin/python" -m pip --disable-pip-version-check --quiet
 PIP_FOR_310 := --only-binary=:all: --python-version 3.10 --implementation cp --abi none --platform any
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-seeds test test-kill test-soak test-slurm benchmark lint clean check-python
+.PHONY: help setup demo demo-seeds test test-slow test-kill test-soak test-slurm benchmark lint clean check-python
 
 help: ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 20
@@ -61,15 +61,18 @@ demo: $(READY) ## train on handwritten digits and compare with supervised traini
 demo-seeds: $(READY) ## the demo with several seeds, also against supervised training of equal time
 	@$(INSTALL_SECONDS) $(RUN) tools/demo.py --seeds $(SEEDS) --equal-time $(ARGS)
 
-test: $(READY) ## run the tests, JOBS files at a time (default: one for each core)
+test: $(READY) ## run the tests but the long ones, JOBS files at a time (default: one for each core)
 	@OMP_NUM_THREADS=1 $(RUN) -m pytest $$($(RUN) -c 'import xdist' 2>/dev/null && \
 		printf -- '-n $(JOBS) --dist loadfile') $(ARGS)
+
+test-slow: $(READY) ## run the long ones: whole trainings, several processes, the tutorial, full size
+	@$(MAKE) --no-print-directory test ARGS="-m slow $(ARGS)"
 
 test-kill: $(READY) ## kill trainings at KILLS moments (50) and see that nothing is lost
 	@$(RUN) -m pytest tests/test_interruptions.py -k killed --kills $(KILLS) $(ARGS)
 
 test-soak: $(READY) ## train SOAK_STEPS tiny steps (3000), twice, and see that nothing grows
-	@$(RUN) -m pytest tests/test_soak.py -s --soak-steps $(SOAK_STEPS) $(ARGS)
+	@$(RUN) -m pytest tests/test_soak.py -m "slow or not slow" -s --soak-steps $(SOAK_STEPS) $(ARGS)
 
 test-slurm: $(READY) ## train on a SLURM of two nodes on this machine (Debian or Ubuntu, root)
 	@$(RUN) tests/slurm/mini_slurm.py run env $(RUN) -m pytest tests/slurm $(ARGS)
