@@ -15,8 +15,9 @@ from pycocotools.coco import COCO
 
 from pseudo_label_place import label_place
 from soft_teacher import load_config
-from soft_teacher.engine import SoftTeacherCheckpointer, load_models
+from soft_teacher.engine import SoftTeacherCheckpointer, load_models, prediction_output
 from soft_teacher.engine.export import export_model
+from soft_teacher.engine.prediction_output import PredictionOutput
 from tiny import tiny_config, tiny_model
 from tiny_training import NARROW, NUM_UNLABELED, write_config
 
@@ -184,6 +185,36 @@ def test_each_image_has_a_picture_that_is_named_after_it(tool, place, tmp_path):
     plain = Image.open(tmp_path / "b.png").resize(Image.open(pictures[1]).size)
     drawn = np.asarray(Image.open(pictures[1])).astype(int) - np.asarray(plain.convert("RGB"))
     assert (abs(drawn).max(axis=2) > 100).mean() > 0.01
+
+
+@pytest.mark.parametrize(
+    ("rate", "written_rate"),
+    [(119.913, 119.91), (29.97, 29.97), (90000.0, 25.0), (0.0, 25.0), (float("nan"), 25.0)],
+)
+def test_any_rate_of_frames_is_written(tmp_path, rate, written_rate):
+    output = PredictionOutput(tmp_path / "out", NAMES)
+    frame = np.zeros((48, 64, 3), np.uint8)
+    with output.video("clip.avi", 1, (48, 64), rate) as writer:
+        for _ in range(3):
+            writer.write(frame)
+    frames, found = read_video(tmp_path / "out/videos/000001_clip.mp4")
+    assert len(frames) == 3 and found == pytest.approx(written_rate, abs=0.01)
+
+
+def test_a_video_that_cannot_be_drawn_keeps_its_detections(tool, place, tmp_path, monkeypatch):
+    write_video(tmp_path / "clip.mp4", [np.full((48, 64, 3), 90, np.uint8)] * 2)
+    monkeypatch.setattr(prediction_output, "_CODEC", "none")
+    options = ("--input", tmp_path / "clip.mp4", *FEW)
+    assert run(tool, place, tmp_path / "out", *options, pictures=True) == 0
+    images, results = written(tmp_path / "out")
+    assert len(images["images"]) == 2 and results
+    assert not list((tmp_path / "out").rglob("*.mp4"))
+
+
+def test_weights_of_another_model_are_refused(tool, place, tmp_path):
+    for key, value in (("MODEL.ROI_HEADS.NUM_CLASSES", 5), ("MODEL.MASK_ON", True)):
+        with pytest.raises(ValueError, match=r"file of weights lacks .* Take the config"):
+            run(tool, place, tmp_path / "out", key, value)
 
 
 def test_a_video_gives_detections_of_each_frame_and_a_video(tool, place, tmp_path):

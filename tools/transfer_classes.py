@@ -22,7 +22,7 @@ from detectron2.modeling import build_model
 from detectron2.utils.env import seed_all_rng
 
 from soft_teacher import load_config
-from soft_teacher.config import settle_device
+from soft_teacher.config import settle_device, without_weights
 from soft_teacher.data.coco_file import load_categories
 from soft_teacher.data.datasets import class_categories
 from soft_teacher.engine.atomic_file import open_atomically
@@ -34,7 +34,6 @@ from soft_teacher.engine.class_transfer import (
 )
 from soft_teacher.engine.export import MODELS
 from soft_teacher.engine.model_classes import KEY
-from soft_teacher.engine.rehearsal.building import without_weights
 from soft_teacher.safe_loading import load_tensors
 
 

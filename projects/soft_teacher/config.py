@@ -113,6 +113,17 @@ def num_classes(cfg: CN) -> int:
     return cfg.MODEL[head_section(cfg)].NUM_CLASSES
 
 
+def without_weights(cfg: CN) -> CN:
+    """A copy of which a model is built without any file of weights, also of its backbone."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    # The detector's, and those of backbones in sections of their own.
+    for section in (cfg.MODEL, *(x for x in cfg.MODEL.values() if isinstance(x, CN))):
+        if "WEIGHTS" in section:
+            section.WEIGHTS = ""
+    return cfg
+
+
 def lower_score_threshold(cfg: CN, threshold: float) -> None:
     """Let the model keep detections above a score, if its own threshold is higher; in place."""
     head = cfg.MODEL[head_section(cfg)]

@@ -11,8 +11,9 @@ from detectron2.engine import DefaultPredictor
 from detectron2.modeling import GeneralizedRCNN, build_model
 from detectron2.modeling.roi_heads import StandardROIHeads
 
-from soft_teacher.engine import SoftTeacherCheckpointer
+from soft_teacher.engine import SoftTeacherCheckpointer, load_models
 from soft_teacher.engine.export import export_model, needs_this_project, plain_config, read_model
+from soft_teacher.engine.model_classes import known_categories, model_categories
 from tiny import tiny_config, tiny_model
 
 KEYS = {
@@ -143,3 +144,46 @@ def test_the_command_reads_the_config_that_training_left(training, tmp_path, cap
     state = torch.load(written, weights_only=True)["model"]
     assert state.keys() == read_model(checkpoint, "teacher").keys()
     assert stock_config(written.with_suffix(".yaml")).MODEL.WEIGHTS == str(written)
+
+
+def test_the_names_of_classes_go_from_file_to_file(training, tmp_path):
+    """As those of a converted checkpoint, whose config names no set to train on."""
+    _, cfg, checkpoint = training
+    categories = [{"id": 10 * k + 1, "name": name} for k, name in enumerate(("cat", "dog", "cow"))]
+    content = torch.load(checkpoint, weights_only=True)
+    torch.save({**content, "categories": categories}, checkpoint)
+    cfg.DATASETS.TRAIN = ()
+    export_model(checkpoint, "teacher", cfg, tmp_path / "plain.pth")
+    assert model_categories(cfg, tmp_path / "plain.pth") == categories
+    assert known_categories(cfg, checkpoint) == categories
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = 4
+    with pytest.raises(ValueError, match="does not name the 4 classes"):
+        export_model(checkpoint, "teacher", cfg, tmp_path / "plain.pth")
+
+
+def test_a_checkpoint_is_loaded_without_the_file_of_its_backbone(tmp_path):
+    keys = {"MODEL__BACKBONE__NAME": "build_timm_fpn_backbone", **KEYS}
+    keys["MODEL__TIMM__NAME"] = "tf_efficientnet_lite0"
+    model = build_model(tiny_config(**keys, MODEL__TIMM__WEIGHTS=""))
+    torch.save({"model": model.state_dict()}, tmp_path / "model.pth")
+    gone = {"MODEL__TIMM__WEIGHTS": str(tmp_path / "gone.pth"), "OUTPUT_DIR": str(tmp_path)}
+    cfg = tiny_config(**keys, **gone, MODEL__WEIGHTS=str(tmp_path / "model.pth"))
+    found = load_models(cfg)["model"].state_dict()
+    assert all(torch.equal(found[name], x) for name, x in model.state_dict().items())
+    cfg.MODEL.WEIGHTS = ""
+    with pytest.raises(ValueError, match=r"MODEL\.TIMM\.WEIGHTS"):
+        load_models(cfg)
+
+
+def test_a_file_that_lacks_weights_of_the_model_is_no_detector(training, tmp_path):
+    models, cfg, _ = training
+    state = models["student"].state_dict()
+    cfg.MODEL.WEIGHTS = str(tmp_path / "part.pth")
+    torch.save(
+        {"model": {k: v for k, v in state.items() if "cls_score" not in k}}, tmp_path / "part.pth"
+    )
+    with pytest.raises(ValueError, match=r"lacks 2 of those of the model .*cls_score"):
+        load_models(cfg)
+    # Weights that the model has no use for do no harm.
+    torch.save({"model": {**state, "more": torch.zeros(1)}}, tmp_path / "part.pth")
+    assert load_models(cfg).keys() == {"model"}

@@ -1,6 +1,7 @@
 """Mask R-CNN under Soft Teacher, supervised and with unlabeled images, against stock Detectron2."""
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from detectron2.engine import DefaultPredictor
 from detectron2.modeling import GeneralizedRCNN, build_model
 from detectron2.utils.events import EventStorage
 
+from htc import htc_model
 from masks import MASK_HEAD, SIZE, confident_with_masks, labeled_view_with_masks
 from soft_teacher.engine import SoftTeacherCheckpointer
 from soft_teacher.engine.ema import build_teacher
@@ -80,6 +82,33 @@ def test_the_teachers_masks_come_with_its_labels_and_are_not_pasted():
         assert labels.pred_masks.shape == (len(labels), 1, 8, 8)
         assert 0 < labels.pred_masks.min() and labels.pred_masks.max() < 1
         assert not labels.pred_masks.requires_grad
+
+
+@pytest.mark.parametrize("build", [mask_model, htc_model])
+@pytest.mark.parametrize("rank", [3, 0])
+def test_masks_are_drawn_in_the_detections_alone_that_are_looked_at(monkeypatch, build, rank):
+    teacher = build_teacher(build())
+    views, pooled = [plain_view(1), plain_view(2)], []
+    with torch.no_grad():
+        images = teacher.preprocess_image(views)
+        features = teacher.backbone(images.tensor)
+        proposals, _ = teacher.proposal_generator(images, features, None)
+        everything, _ = teacher.roi_heads(images, features, proposals, None)
+    scores = torch.cat([x.scores for x in everything]).sort(descending=True).values
+    assert len(scores) > 5 and len(scores.unique()) == len(scores)
+    teacher.rules = replace(teacher.rules, min_score=float(scores[rank]))
+    pool = teacher.roi_heads.mask_pooler.forward
+    monkeypatch.setattr(
+        teacher.roi_heads.mask_pooler,
+        "forward",
+        lambda maps, boxes: pooled.append(sum(map(len, boxes))) or pool(maps, boxes),
+    )
+    guidance = teacher.annotate(views)
+    assert pooled == [rank]
+    for found, every in zip(guidance.labels, everything, strict=True):
+        expected = every[every.scores > scores[rank]]
+        assert torch.equal(found.pred_boxes.tensor, expected.pred_boxes.tensor)
+        torch.testing.assert_close(found.pred_masks, expected.pred_masks)
 
 
 @pytest.mark.parametrize("agnostic", [False, True])

@@ -39,6 +39,8 @@ class SoftTeacherCheckpointer(DetectionCheckpointer):
         run: see `run_description.describe_run`.
         accepts_changes: whether a checkpoint of a run that differs may be resumed all the same,
             SOFT_TEACHER.RESUME_WITH_CHANGES.
+        must_be_complete: whether a file that lacks weights of the model is refused, also where
+            training is not resumed from it.
         saved_iteration: the iteration of the file that this object saved last, or went on from;
             None if there is none.
     """
@@ -48,6 +50,7 @@ class SoftTeacherCheckpointer(DetectionCheckpointer):
         self.path_manager = AtomicWrites(self.path_manager)
         self.run: dict = {}
         self.accepts_changes = False
+        self.must_be_complete = False
         self.saved_iteration: int | None = None
         self._hidden = HiddenState(self.model)
         self._resuming = False
@@ -209,6 +212,13 @@ class SoftTeacherCheckpointer(DetectionCheckpointer):
 
     def _log_incompatible_keys(self, incompatible) -> None:
         super()._log_incompatible_keys(incompatible)
+        lacking = [*incompatible.missing_keys, *(x[0] for x in incompatible.incorrect_shapes)]
+        if self.must_be_complete and lacking:
+            raise ValueError(
+                f"The file of weights lacks {len(lacking)} of those of the model that the config "
+                f"describes, or has them in other shapes, such as {lacking[0]} (see the lines "
+                "above). Take the config that belongs to it."
+            )
         if self._resuming and any(incompatible):
             raise ValueError(
                 "The checkpoint is of another model (see the keys above); resume with the config "

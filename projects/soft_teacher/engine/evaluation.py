@@ -14,6 +14,7 @@ from detectron2.utils import comm
 from torch import nn
 from torch.utils.data import DataLoader
 
+from soft_teacher.config import without_weights
 from soft_teacher.data import ImageMapper
 from soft_teacher.data.worker_signals import let_workers_outlive_stop_signals
 from soft_teacher.engine.checkpointing import SoftTeacherCheckpointer
@@ -162,13 +163,24 @@ def load_models(cfg: CfgNode, last_checkpoint: bool = False) -> dict[str, nn.Mod
 
     Returns:
         "student" and "teacher" if the file is a checkpoint of this project, else "model".
+
+    Raises:
+        ValueError: the file lacks weights of the model, or has them in other shapes.
     """
-    model, teacher = build_model(cfg), build_model(cfg)
+    weights = cfg.MODEL.WEIGHTS
+    if last_checkpoint:
+        search = SoftTeacherCheckpointer(nn.Identity(), cfg.OUTPUT_DIR)
+        weights = search.find_complete() or weights
+    if weights:
+        # It has those of the backbone too, whose own file may not be here.
+        cfg = without_weights(cfg)
+    model = build_model(cfg)
     checkpointer = SoftTeacherCheckpointer(model, cfg.OUTPUT_DIR)
-    checkpoint = checkpointer.find_complete() if last_checkpoint else None
-    rest = checkpointer.load(checkpoint or cfg.MODEL.WEIGHTS)
+    checkpointer.must_be_complete = True
+    rest = checkpointer.load(weights)
     if "teacher" not in rest:
         return {"model": model}
+    teacher = build_model(cfg)
     teacher.load_state_dict(rest["teacher"])
     return {"student": model, "teacher": teacher}
 

@@ -7,7 +7,7 @@ from detectron2.config import CfgNode, get_cfg
 from torch import Tensor
 
 from soft_teacher.config import changed_keys
-from soft_teacher.engine.model_classes import KEY, training_categories
+from soft_teacher.engine.model_classes import KEY, known_categories
 from soft_teacher.safe_loading import load_tensors
 
 # Model -> its key in a checkpoint, see `engine.checkpointing`.
@@ -60,7 +60,7 @@ def export_model(checkpoint: Path, model: str, cfg: CfgNode, weights: Path) -> P
     plain = plain_config(cfg)
     plain.MODEL.WEIGHTS = str(weights)
     weights.parent.mkdir(parents=True, exist_ok=True)
-    categories = training_categories(cfg)
+    categories = known_categories(cfg, checkpoint)
     torch.save({"model": state, **({KEY: categories} if categories else {})}, weights)
     changes = {**changed_keys(plain, get_cfg()), "VERSION": plain.VERSION}
     config_file.write_text(CfgNode(changes).dump())

@@ -34,8 +34,7 @@ def model_categories(cfg: CfgNode, weights: Path) -> list[dict[str, Any]]:
     """The classes of a model, as categories of a COCO file.
 
     Args:
-        cfg: the config of its training, or the one that tools/export_model.py wrote.
-        weights: the file of its weights; the names in it come first.
+        cfg, weights: as for `known_categories`.
 
     Returns:
         Dicts of `id` and `name`, in the model's order. Where nothing tells the names, which is
@@ -44,12 +43,25 @@ def model_categories(cfg: CfgNode, weights: Path) -> list[dict[str, Any]]:
     Raises:
         ValueError: the file names others than the model has.
     """
+    numbers = range(1, num_classes(cfg) + 1)
+    return known_categories(cfg, weights) or [{"id": i, "name": f"class {i}"} for i in numbers]
+
+
+def known_categories(cfg: CfgNode, weights: Path) -> list[dict[str, Any]] | None:
+    """The same, or None where nothing tells the names.
+
+    Args:
+        cfg: the config of the training, or the one that tools/export_model.py wrote.
+        weights: the file of the model's weights; the names in it come first.
+
+    Raises:
+        ValueError: the file names others than the model has.
+    """
     count = num_classes(cfg)
     # Of a model zoo's pickles, and of bare state dicts, none has names.
     content = load_tensors(str(weights)) if weights.suffix == ".pth" else {}
     if KEY not in content:
-        numbers = range(1, count + 1)
-        return training_categories(cfg) or [{"id": i, "name": f"class {i}"} for i in numbers]
+        return training_categories(cfg)
     stored = content[KEY]
     if not _are_categories(stored, count):
         raise ValueError(

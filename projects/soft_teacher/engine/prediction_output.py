@@ -28,6 +28,12 @@ _CODEC = "mp4v"
 _PARTIAL = "unfinished_"
 # Of videos that do not tell theirs.
 _FRAMES_PER_SECOND = 25.0
+# Of what MPEG-4 can say in hundredths, which it counts up to 65,535.
+_MOST_FRAMES_PER_SECOND = 655.0
+
+
+class PictureError(OSError):
+    """A file of pictures cannot be written; what was found in them can still be."""
 
 
 class PredictionOutput:
@@ -98,10 +104,11 @@ class PredictionOutput:
             path: of the video that is read.
             first_id: of its first frame.
             size: (height, width) of the frames.
-            frames_per_second: 0 if unknown, 25 are taken then.
+            frames_per_second: rounded to hundredths; 25 are taken where it is unknown (0, or no
+                rate of a video).
 
         Raises:
-            OSError: it cannot be written.
+            PictureError: it cannot be written; nothing was read yet.
         """
         place = self._folder / "videos" / f"{_safe_name(path, first_id)}.mp4"
         place.parent.mkdir(exist_ok=True)
@@ -110,11 +117,11 @@ class PredictionOutput:
             str(partial),
             cv2.CAP_FFMPEG,
             cv2.VideoWriter_fourcc(*_CODEC),
-            frames_per_second or _FRAMES_PER_SECOND,
+            _plain_rate(frames_per_second),
             size[::-1],
         )
         if not writer.isOpened():
-            raise OSError(
+            raise PictureError(
                 f"Cannot write {place}: OpenCV's FFmpeg refuses it. See that the folder may be "
                 "written to, or leave pictures out by --no-pictures."
             )
@@ -139,6 +146,12 @@ class PredictionOutput:
             with open_atomically(str(self._folder / name), "w") as file:
                 json.dump(content, file)
                 file.write("\n")
+
+
+def _plain_rate(frames_per_second: float) -> float:
+    # Comparisons with NaN are false.
+    is_known = 0.01 <= frames_per_second <= _MOST_FRAMES_PER_SECOND
+    return round(frames_per_second, 2) if is_known else _FRAMES_PER_SECOND
 
 
 def _safe_name(path: str, number: int) -> str:

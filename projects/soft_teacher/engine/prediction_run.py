@@ -1,6 +1,7 @@
 """Goes through images and videos, with progress, and hands what is found to the output."""
 
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 
 import cv2
 import numpy as np
@@ -14,7 +15,7 @@ from soft_teacher.engine.prediction import (
     detect_in_images,
     detect_in_video,
 )
-from soft_teacher.engine.prediction_output import PredictionOutput
+from soft_teacher.engine.prediction_output import PictureError, PredictionOutput
 
 
 class PredictionRun:
@@ -66,17 +67,25 @@ class PredictionRun:
             self._set_aside(path, str(error))
             return
         first = self._next_id
-        if self._options.pictures:
-            size, rate = facts.size, facts.frames_per_second
-            with self._output.video(path, first, size, rate) as writer:
-                for picture in self._frames(path, facts):
+        with ExitStack() as stack:
+            writer = self._open_video(stack, path, facts)
+            for picture in self._frames(path, facts):
+                if writer is not None:
                     writer.write(cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
-        else:
-            for _ in self._frames(path, facts):
-                continue
         num_frames = self._next_id - first
         if num_frames < facts.num_frames:
             self._report(f"{path}: {num_frames} of about {facts.num_frames} frames could be read")
+
+    def _open_video(self, stack: ExitStack, path: str, facts: VideoFacts) -> cv2.VideoWriter | None:
+        """Where the pictures of a video go; None if they are not wanted or cannot be written."""
+        if not self._options.pictures:
+            return None
+        video = self._output.video(path, self._next_id, facts.size, facts.frames_per_second)
+        try:
+            return stack.enter_context(video)
+        except PictureError as error:
+            self._report(f"{error} What is found in its frames is kept")
+            return None
 
     def _frames(self, path: str, facts: VideoFacts) -> Iterator[np.ndarray | None]:
         """The pictures of a video's frames, None if they are not wanted."""

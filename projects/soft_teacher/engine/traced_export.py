@@ -24,10 +24,10 @@ from detectron2.modeling import GeneralizedRCNN, build_model
 from detectron2.structures import Instances
 from torch import Tensor, nn
 
-from soft_teacher.config import head_section
+from soft_teacher.config import head_section, without_weights
 from soft_teacher.engine.atomic_file import open_atomically
 from soft_teacher.engine.export import read_model
-from soft_teacher.engine.model_classes import training_categories
+from soft_teacher.engine.model_classes import known_categories
 from soft_teacher.engine.traced_check import Agreement, compare_detections
 
 # The first in which RoIAlign knows half-pixel offsets. With 11, which Detectron2 names as
@@ -70,7 +70,7 @@ def export_traced(
         cfg.MODEL.DEVICE = "cpu"
     detector = _load_detector(checkpoint, model, cfg)
     images = [x.to(detector.device) for x in images]
-    facts = _facts(cfg)
+    facts = _facts(cfg, checkpoint)
     with _refusal(f"{cfg.MODEL.META_ARCHITECTURE} with {cfg.MODEL.BACKBONE.NAME}", form):
         adapter = TracingAdapter(detector, [{"image": images[0]}], _detect).eval()
         adapter(*adapter.flattened_inputs)  # notes what comes out
@@ -93,7 +93,8 @@ def _load_detector(checkpoint: Path, model: str, cfg: CfgNode) -> nn.Module:
     cfg.defrost()
     # As in exported weights. A trace would hold as many turns of its loop as its example has boxes.
     cfg.MODEL.ROI_HEADS.SOFT_NMS.ENABLED = False
-    detector = build_model(cfg).eval()
+    # The checkpoint has the backbone's as well.
+    detector = build_model(without_weights(cfg)).eval()
     state = read_model(checkpoint, model)
     try:
         detector.load_state_dict(state)
@@ -105,7 +106,7 @@ def _load_detector(checkpoint: Path, model: str, cfg: CfgNode) -> nn.Module:
     return detector
 
 
-def _facts(cfg: CfgNode) -> dict[str, Any]:
+def _facts(cfg: CfgNode, checkpoint: Path) -> dict[str, Any]:
     """What one has to know to use the file."""
     return {
         "image_format": cfg.INPUT.FORMAT,
@@ -113,7 +114,7 @@ def _facts(cfg: CfgNode) -> dict[str, Any]:
         "max_size": cfg.INPUT.MAX_SIZE_TEST,
         "score_threshold": cfg.MODEL[head_section(cfg)].SCORE_THRESH_TEST,
         "max_detections": cfg.TEST.DETECTIONS_PER_IMAGE,
-        "categories": training_categories(cfg),
+        "categories": known_categories(cfg, checkpoint),
     }
 
 

@@ -117,13 +117,7 @@ class Guidance:
             judge: the teacher's head over the features that it kept.
             rules: thresholds and jitter settings.
         """
-        self.labels = pseudo_labels.select(
-            labels,
-            [
-                pseudo_labels.above_score(x, rules.min_score) & x.pred_boxes.nonempty()
-                for x in labels
-            ],
-        )
+        self.labels = pseudo_labels.confident(labels, rules.min_score)
         self.matrices = matrices
         self.rules = rules
         self.statistics: dict[str, Tensor] = {}

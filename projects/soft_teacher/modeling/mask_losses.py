@@ -4,13 +4,15 @@ Shape shorthand: N images, F foreground RoIs of all images, K classes, M x M cel
 masks get from the teacher's view into RoIs of the student's is said in `pseudo_masks`.
 """
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode
 from detectron2.modeling.roi_heads.mask_head import BaseMaskRCNNHead
-from detectron2.structures import Boxes
+from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
 from soft_teacher.modeling.guidance import GuidanceInView, check_choice
@@ -18,6 +20,8 @@ from soft_teacher.modeling.masked_rows import rows_where
 from soft_teacher.modeling.roi_sampling import Match, foreground
 
 MASK_TARGETS = ("hard", "soft")
+# From the detections of N images to those that are worth a mask.
+Choice = Callable[[list[Instances]], list[Instances]]
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,21 @@ class PseudoMaskMixin:
 
     The head's `soft_teacher.mask_rules` say how. It knows one mask head; a head with several says
     so by :meth:`_predict_masks` and `stage`.
+
+    Attributes:
+        drawn: which detections are kept, and get masks; None, as ever outside of
+            :func:`drawing_masks_in`, is all.
     """
+
+    drawn: Choice | None = None
+
+    def forward_with_given_boxes(
+        self, features: dict[str, Tensor], instances: list[Instances]
+    ) -> list[Instances]:
+        """Masks for detections, see Detectron2."""
+        choosing = self.mask_on and self.drawn is not None
+        chosen = self.drawn(instances) if choosing else instances
+        return super().forward_with_given_boxes(features, chosen)
 
     def _check_mask_head(self) -> None:
         if self.mask_on and not isinstance(self.mask_head, BaseMaskRCNNHead):
@@ -118,6 +136,16 @@ class PseudoMaskMixin:
         loss = mask_loss(logits, rules.targets(probabilities), known)
         head = self.mask_head if stage is None else self.mask_head[stage]
         return {f"loss_mask{suffix}": loss * rules.loss_weight * head.loss_weight}
+
+
+@contextmanager
+def drawing_masks_in(heads: PseudoMaskMixin, choice: Choice) -> Iterator[None]:
+    """Let heads keep, and draw masks in, chosen detections alone, inside of a `with` statement."""
+    before, heads.drawn = heads.drawn, choice
+    try:
+        yield
+    finally:
+        heads.drawn = before
 
 
 def teaching(matches: list[Match], teaches: list[Tensor]) -> list[Match]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 
 import torch
 from detectron2.config import CfgNode, configurable
@@ -13,6 +14,7 @@ from torch import Tensor
 from soft_teacher.modeling import pseudo_labels
 from soft_teacher.modeling.fixed_labels import fixed_guidance, labels_are_fixed
 from soft_teacher.modeling.guidance import Guidance, GuidanceInView, PseudoLabelRules
+from soft_teacher.modeling.mask_losses import drawing_masks_in
 from soft_teacher.modeling.semantic_labels import with_labels
 from soft_teacher.modeling.soft_nms import SoftNms, SoftNmsMixin, suppressing_by
 
@@ -95,7 +97,9 @@ class SoftTeacherRCNN(GeneralizedRCNN):
         images = self.preprocess_image(weak)
         features = self.backbone(images.tensor)
         proposals, _ = self.proposal_generator(images, features, None)
-        with self._suppression(self.soft_nms_labels):
+        # Masks cost more than all else of the heads, and most detections teach nothing.
+        confident = partial(pseudo_labels.confident, min_score=self.rules.min_score)
+        with self._suppression(self.soft_nms_labels), drawing_masks_in(self.roi_heads, confident):
             detections, _ = self.roi_heads(images, features, proposals, None)
 
         def judge(score_boxes, refine_boxes, refine_classes, **stage):

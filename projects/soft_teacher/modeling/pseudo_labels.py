@@ -55,6 +55,13 @@ def select(instances: list[Instances], masks: list[Tensor]) -> list[Instances]:
     return [x[rows] for x, rows in zip(instances, rows_where(masks), strict=True)]
 
 
+def confident(detections: list[Instances], min_score: float) -> list[Instances]:
+    """The detections of each image that have a score above a threshold, and an area."""
+    return select(
+        detections, [above_score(x, min_score) & x.pred_boxes.nonempty() for x in detections]
+    )
+
+
 def count_per_image(masks: list[Tensor]) -> Tensor:
     """Mean number of chosen boxes per image, as a 0-d tensor (no host sync)."""
     return torch.cat(masks).sum() / len(masks)

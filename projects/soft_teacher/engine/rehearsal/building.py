@@ -7,6 +7,7 @@ import yaml
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
+from soft_teacher.config import without_weights
 from soft_teacher.data import ImageMapper, LabeledMapper, TwoViewMapper, resolve_dataset_names
 from soft_teacher.data.registry import register_custom_datasets
 from soft_teacher.engine.global_normalizer import read_normalizer_scope
@@ -27,17 +28,6 @@ def _is_suite(path: Path) -> bool:
     # Only the keys are looked at: a config may have tags that are refused when it is loaded.
     node = yaml.compose(path.read_text(encoding="utf-8"))
     return isinstance(node, yaml.MappingNode) and any(k.value == "rows" for k, _ in node.value)
-
-
-def without_weights(cfg: CfgNode) -> CfgNode:
-    """A copy that reads no file of weights."""
-    cfg = cfg.clone()
-    cfg.defrost()
-    # The detector's, and those of backbones in sections of their own.
-    for section in (cfg.MODEL, *(x for x in cfg.MODEL.values() if isinstance(x, CfgNode))):
-        if "WEIGHTS" in section:
-            section.WEIGHTS = ""
-    return cfg
 
 
 def build_all(cfg: CfgNode) -> int:

@@ -17,11 +17,15 @@ from detectron2.config import CfgNode
 from detectron2.data import transforms as T
 from detectron2.utils.events import EventStorage
 
-from soft_teacher.config import load_config, lower_score_threshold, num_classes
+from soft_teacher.config import (
+    load_config,
+    lower_score_threshold,
+    num_classes,
+    without_weights,
+)
 from soft_teacher.engine.benchmark.comparison import peak_memory
 from soft_teacher.engine.benchmark.synthetic import settle_frozen_norms
 from soft_teacher.engine.child_process import last_lines, run_command
-from soft_teacher.engine.rehearsal.building import without_weights
 from soft_teacher.engine.rehearsal.made_up_images import (
     HEIGHT,
     WIDTH,
