@@ -8,9 +8,10 @@
     srun --nodes 2 --ntasks-per-node 8 --gpus-per-node 8 python train_net.py --config-file FILE
 
 Any key of the config can be given at the end of the command line, as KEY VALUE pairs. SIGINT
-(Ctrl-C), SIGTERM and SIGUSR2 stop training after the iteration that is under way, with a
-checkpoint; the exit status is 128 plus the signal's number then, and --resume goes on. Where
-torchrun or srun has started all processes, they join instead of starting others; see docs/slurm.md.
+(Ctrl-C), SIGTERM and SIGUSR2 stop training after the iteration that is under way, or inside an
+evaluation, with a checkpoint; the exit status is 128 plus the signal's number then, and --resume
+goes on. Beside --eval-only it names the last checkpoint of OUTPUT_DIR. Where torchrun or srun has
+started all processes, they join instead of starting others; see docs/slurm.md.
 """
 
 import argparse

@@ -125,7 +125,8 @@ def _add_method_keys(cfg: CN) -> None:
     st.MAX_SKIPPED_STEPS = 50
     # True: --resume goes on although batch sizes, the number of processes, the sets or other
     # settings that a checkpoint depends on are no longer those it was saved with (never with
-    # other classes). Each change is logged; what has no meaning after it starts afresh: positions
+    # other classes, nor where SOLVER.REFERENCE_WORLD_SIZE counts iterations for another number of
+    # GPUs). Each change is logged; what has no meaning after it starts afresh: positions
     # in the sets, random generators, the gradient scaler or the best metric.
     st.RESUME_WITH_CHANGES = False
     # Warn after this many consecutive steps without a pseudo box for classification in those that

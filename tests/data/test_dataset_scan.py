@@ -197,6 +197,22 @@ def test_the_pixel_limit_of_the_config_reaches_the_check(cfg):
         assert all("INPUT.MAX_PIXELS (2700)" in place for place in finding.places)
 
 
+def test_other_classes_of_an_unlabeled_set_stop_nothing(cfg, tmp_path):
+    """As training does without its annotations, but for measuring pseudo labels."""
+    entry = next(x for x in cfg.DATASETS.CUSTOM if x[0] == cfg.DATASETS.TRAIN[0])
+    content = json.loads(Path(entry[1]).read_text())
+    content["categories"][0]["name"] = "cat"
+    (tmp_path / "other.json").write_text(json.dumps(content))
+    name = f"classes_{tmp_path.name}"
+    cfg.DATASETS.CUSTOM += [[name, str(tmp_path / "other.json"), entry[2]]]
+    cfg.DATASETS.UNLABELED = (name,)
+    data = check_config(cfg, None)
+    found = by_kind(data.sets[1].findings)["annotations of other classes or another form"]
+    assert found.level == LOOK and "only here ['cat']" in found.places[0]
+    findings = [*data.together, *(x for checked in data.sets for x in checked.findings)]
+    assert STOPS not in {x.level for x in findings}
+
+
 def test_two_workers_on_two_sets_keep_the_order_of_the_records(tmp_path):
     records = []
     for i in range(30):

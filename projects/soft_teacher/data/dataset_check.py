@@ -21,11 +21,12 @@ from soft_teacher.data.dataset_findings import (
     problem_findings,
     refusal,
     shared_findings,
+    unmeasured_finding,
     unreadable_findings,
     unreadable_run_findings,
 )
 from soft_teacher.data.dataset_scan import ScannedImage, scan_images
-from soft_teacher.data.datasets import labeled_records, unlabeled_ground_truth, unlabeled_records
+from soft_teacher.data.datasets import labeled_records, unlabeled_records
 from soft_teacher.data.duplicates import find_shared_images
 from soft_teacher.data.image_files import MAX_PIXELS
 from soft_teacher.data.registry import register_custom_datasets, resolve_dataset_names
@@ -141,7 +142,7 @@ def _start_errors(cfg: CfgNode) -> list[str]:
         return []
     steps = [labeled_records, check_test_sets]
     if cfg.SOFT_TEACHER.ENABLED:
-        steps += [unlabeled_records, unlabeled_ground_truth]
+        steps += [unlabeled_records]
     errors = []
     for step in steps:
         try:
@@ -166,6 +167,7 @@ def _check(loaded: LoadedSet, pool: ProcessPoolExecutor | None, max_pixels: int)
         for record in records
     ]
     findings = [refusal(loaded.error)] if loaded.error else []
+    findings += [unmeasured_finding(loaded.unmeasured)] if loaded.unmeasured else []
     findings += problem_findings(loaded.problems)
     findings += unreadable_findings(records, scans, read, role)
     findings += image_findings(records, scans, read, role)

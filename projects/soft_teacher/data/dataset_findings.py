@@ -63,6 +63,12 @@ def refusal(message: str) -> Finding:
     return Finding("refused", STOPS, 1, "Training ends with this message.", [message])
 
 
+def unmeasured_finding(message: str) -> Finding:
+    """Annotations of an unlabeled set that nothing can be compared with."""
+    advice = "Training does without them, and does not measure the quality of pseudo labels there."
+    return Finding("annotations of other classes or another form", LOOK, 1, advice, [message])
+
+
 def problem_findings(problems: Problems) -> list[Finding]:
     """What was mended or left out while an annotation file was read."""
     advice = "Training goes on with what is left; correct the annotation file if that is not right."

@@ -28,6 +28,8 @@ class LoadedSet:
         classes: names that the annotations count in.
         problems: what was mended or left out.
         error: why the set cannot be used; "" if it can.
+        unmeasured: why pseudo labels of an unlabeled set cannot be compared with the annotations
+            that it has; "" if they can, or there are none.
         filtered: whether training leaves out images without an object.
         reads_empty: whether anything reads images without an object.
     """
@@ -40,6 +42,7 @@ class LoadedSet:
     classes: list[str] = field(default_factory=list)
     problems: Problems = field(default_factory=Problems)
     error: str = ""
+    unmeasured: str = ""
     filtered: bool = False
     reads_empty: bool = True
 
@@ -98,11 +101,10 @@ def _classes(cfg: CfgNode, name: str) -> list[str] | None:
 
 
 def _read_coco(loaded: LoadedSet, json_file: str, root: str, classes: list[str] | None) -> None:
+    if loaded.role == UNLABELED:
+        _read_unlabeled_coco(loaded, json_file, root, classes)
+        return
     try:
-        if loaded.role == UNLABELED:
-            loaded.records, loaded.problems = load_image_records(json_file, root)
-            if not read_coco_content(json_file, ("images",), masks=False).get("annotations"):
-                return
         coco_set = load_coco_set(json_file, root, classes, masks=False)
     except (ValueError, OSError) as error:
         loaded.error = str(error)
@@ -110,10 +112,28 @@ def _read_coco(loaded: LoadedSet, json_file: str, root: str, classes: list[str] 
         with contextlib.suppress(ValueError, OSError):
             loaded.records, loaded.problems = load_image_records(json_file, root)
         return
+    loaded.records = loaded.annotated = coco_set.records
+    loaded.classes, loaded.problems = coco_set.classes, coco_set.problems
+
+
+def _read_unlabeled_coco(
+    loaded: LoadedSet, json_file: str, root: str, classes: list[str] | None
+) -> None:
+    """Images are what training needs; annotations, if there are any, measure pseudo labels."""
+    try:
+        loaded.records, loaded.problems = load_image_records(json_file, root)
+    except (ValueError, OSError) as error:
+        loaded.error = str(error)
+        return
+    if not read_coco_content(json_file, ("images",), masks=False).get("annotations"):
+        return
+    try:
+        coco_set = load_coco_set(json_file, root, classes, masks=False)
+    except ValueError as error:
+        loaded.unmeasured = str(error)
+        return
     loaded.annotated, loaded.classes = coco_set.records, coco_set.classes
     loaded.problems = coco_set.problems
-    if loaded.role != UNLABELED:
-        loaded.records = coco_set.records
 
 
 def _read_images(loaded: LoadedSet, source: str) -> None:
