@@ -46,6 +46,9 @@ PIP := "$(VENV)/bin/python" -m pip --disable-pip-version-check --quiet
 # where to put it.
 PIP_FOR_310 := --only-binary=:all: --python-version 3.10 --implementation cp --abi none --platform any
 
+PYTEST = OMP_NUM_THREADS=1 $(RUN) -m pytest $$($(RUN) -c 'import xdist' 2>/dev/null && \
+	printf -- '-n $(JOBS) --dist loadfile')
+
 .DEFAULT_GOAL := help
 .PHONY: help setup demo demo-seeds test test-slow test-kill test-soak test-slurm benchmark lint clean check-python
 
@@ -62,11 +65,10 @@ demo-seeds: $(READY) ## the demo with several seeds, also against supervised tra
 	@$(INSTALL_SECONDS) $(RUN) tools/demo.py --seeds $(SEEDS) --equal-time $(ARGS)
 
 test: $(READY) ## run the tests but the long ones, JOBS files at a time (default: one for each core)
-	@OMP_NUM_THREADS=1 $(RUN) -m pytest $$($(RUN) -c 'import xdist' 2>/dev/null && \
-		printf -- '-n $(JOBS) --dist loadfile') $(ARGS)
+	@$(PYTEST) $(ARGS)
 
 test-slow: $(READY) ## run the long ones: whole trainings, several processes, the tutorial, full size
-	@$(MAKE) --no-print-directory test ARGS="-m slow $(ARGS)"
+	@$(PYTEST) -m slow $(ARGS)
 
 test-kill: $(READY) ## kill trainings at KILLS moments (50) and see that nothing is lost
 	@$(RUN) -m pytest tests/test_interruptions.py -k killed --kills $(KILLS) $(ARGS)

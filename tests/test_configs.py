@@ -101,8 +101,8 @@ def test_a_model_has_the_classes_that_its_config_names(detector):
     ("content", "overrides", "message"),
     [
         ("SOLVER: {MAX_ITR: 5}", [], r"x\.yaml, or a _BASE_ of it: .* SOLVER\.MAX_ITR"),
-        ("", ["SOLVER.MAX_ITR", "5"], r"command line: .*SOLVER\.MAX_ITR"),
-        ("", ["SOLVER.MAX_ITER"], "command line: .*list of pairs"),
+        ("", ["SOLVER.MAX_ITR", "5"], r"KEY VALUE pairs: .*SOLVER\.MAX_ITR"),
+        ("", ["SOLVER.MAX_ITER"], "KEY VALUE pairs: .*list of pairs"),
     ],
 )
 def test_a_key_that_is_not_there_is_refused_by_name_and_place(

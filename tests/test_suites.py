@@ -298,6 +298,8 @@ def test_what_was_trained_elsewhere_is_reported_without_its_data(bench, capsys):
     after = bench.rows()["a"]
     assert after["runs"] == before["runs"] and len(bench.calls()) == 1
     assert before["remark"] == "" and "Its data are not here" in after["remark"]
+    text = (bench.folder / "out/suite/table.md").read_text()
+    assert "- a: Its data are not here" in text and "not trained" not in text
 
 
 def test_values_that_a_later_version_may_know_are_no_error(bench):

@@ -30,6 +30,7 @@ from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
+from detectron2.utils.file_io import PathManager
 
 from soft_teacher.config import load_config, lower_score_threshold, settle_device
 from soft_teacher.data import register_custom_datasets, resolve_dataset_names
@@ -149,7 +150,7 @@ def find_set(cfg: CfgNode, source: str | None, root: str | None) -> str:
     source = source.replace("{fold}", str(cfg.DATASETS.FOLD))
     if source in DatasetCatalog:
         return source
-    if not (os.path.exists(source) or glob.has_magic(source)):
+    if not (PathManager.exists(source) or glob.has_magic(source)):
         raise ValueError(
             f"--images {source} is no set of this config or of Detectron2, and no file, folder or "
             "glob pattern; look at its spelling."

@@ -297,8 +297,9 @@ def collect(row: Row, cells: list[Cell], without_data: bool) -> RowResult:
         except ValueError:
             if not without_data:
                 raise
-            training, unchecked = cell.unchecked_training(), True
+            training = cell.unchecked_training()
             is_finished = training.was_finished
+            unchecked = unchecked or is_finished
         if is_finished:
             finished[cell.repetition.label] = training
     runs = {label: last_evaluation(read_metrics(x.metrics_file)) for label, x in finished.items()}

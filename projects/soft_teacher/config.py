@@ -38,9 +38,7 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> CN:
     try:
         cfg.merge_from_list(list(overrides))
     except AssertionError as error:
-        raise ValueError(
-            f"KEY VALUE pairs on the command line: {error}; look at their spelling."
-        ) from error
+        raise ValueError(f"KEY VALUE pairs: {error}; look at their spelling.") from error
     if cfg.MODEL.LOAD_PROPOSALS:
         raise ValueError(
             "MODEL.LOAD_PROPOSALS is True, but Detectron2 reads proposals from pickles, which can "

@@ -87,16 +87,20 @@ def test_a_set_whose_annotations_were_taken_away_has_no_ground_truth(cfg, coco):
     assert unlabeled_ground_truth(cfg) == {}
 
 
-def test_ground_truth_of_other_classes_is_refused(cfg, coco):
+def test_ground_truth_of_other_classes_is_refused(cfg, coco, caplog):
     labeled_records(cfg)
     data = json.loads((coco / "annotations.json").read_text())
     data["categories"][0]["name"] = "cat"
     (coco / "other.json").write_text(json.dumps(data))
     name = cfg.DATASETS.TRAIN[0] + "_other"
     cfg.DATASETS.CUSTOM += [[name, str(coco / "other.json"), str(coco / "images")]]
-    cfg.DATASETS.UNLABELED = (name,)
+    good = unlabeled_ground_truth(cfg)
+    cfg.DATASETS.UNLABELED = (name, *cfg.DATASETS.UNLABELED)
     with pytest.raises(ValueError, match="cat"):
         unlabeled_ground_truth(cfg)
+    # Or it alone is left out.
+    assert unlabeled_ground_truth(cfg, skip_unusable=True) == good != {}
+    assert f"Pseudo labels of the set {name} are not measured" in caplog.text
 
 
 def test_fold_is_filled_in_and_the_config_stays_as_it_is(cfg):

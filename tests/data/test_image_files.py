@@ -248,10 +248,19 @@ def test_damaged_files_are_read_or_refused_and_nothing_else(tmp_path, suffix):
 def test_whatever_kind_of_error_pillow_meets_the_file_is_named(tmp_path, monkeypatch):
     """It raised TypeError and MemoryError, each for a few of 71,000 damaged files."""
     path = save(tmp_path / "a.png", Image.new("RGB", (4, 3), RED))
-    for error in (TypeError, MemoryError, KeyError):
-        monkeypatch.setattr(Image.Image, "getexif", Mock(side_effect=error("tag")))
-        with pytest.raises(ImageError, match=r"a\.png"):
-            read_image_size(path)
+    for error in (TypeError, MemoryError):
+        for owner, name, read in (
+            (Image, "open", read_image_size),
+            (ImageFile.ImageFile, "load", lambda path: read_image(path, "RGB")),
+        ):
+            with monkeypatch.context() as patch:
+                patch.setattr(owner, name, Mock(side_effect=error("tag")))
+                with pytest.raises(ImageError, match=rf"a\.png: {error.__name__}: tag"):
+                    read(path)
+    # What our own code raises is no damage.
+    monkeypatch.setattr(image_files, "_to_array", Mock(side_effect=TypeError("ours")))
+    with pytest.raises(TypeError, match="ours"):
+        read_image(path, "RGB")
 
 
 @pytest.mark.parametrize("options", [{}, {"progressive": True}])

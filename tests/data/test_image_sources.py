@@ -114,7 +114,12 @@ def test_a_cache_that_cannot_be_written_is_done_without(folder, monkeypatch, cap
         raise error
 
     monkeypatch.setattr(sizes_module, "_write_cache", refuse)
+    read_one, read = sizes_module.read_image_size, []
+    monkeypatch.setattr(
+        sizes_module, "read_image_size", lambda path: read.append(path) or read_one(path)
+    )
     sizes = image_sizes(find_images(str(folder)))
+    assert len(read) == len(sizes)
     assert sorted(sizes.values()) == [(5, 10), (5, 11), (5, 12)]
     assert "not cached" in caplog.text
 

@@ -171,8 +171,10 @@ def test_a_checkpoint_is_loaded_without_the_file_of_its_backbone(tmp_path):
     found = load_models(cfg)["model"].state_dict()
     assert all(torch.equal(found[name], x) for name, x in model.state_dict().items())
     cfg.MODEL.WEIGHTS = ""
-    with pytest.raises(ValueError, match=r"MODEL\.TIMM\.WEIGHTS"):
+    with pytest.raises(ValueError, match=r"^MODEL\.WEIGHTS is empty; name the file"):
         load_models(cfg)
+    with pytest.raises(ValueError, match="as there is no checkpoint in"):
+        load_models(cfg, last_checkpoint=True)
 
 
 def test_a_file_that_lacks_weights_of_the_model_is_no_detector(training, tmp_path):
@@ -182,7 +184,7 @@ def test_a_file_that_lacks_weights_of_the_model_is_no_detector(training, tmp_pat
     torch.save(
         {"model": {k: v for k, v in state.items() if "cls_score" not in k}}, tmp_path / "part.pth"
     )
-    with pytest.raises(ValueError, match=r"lacks 2 of those of the model .*cls_score"):
+    with pytest.raises(ValueError, match=r"part\.pth lacks 2 weights of the model .*cls_score"):
         load_models(cfg)
     # Weights that the model has no use for do no harm.
     torch.save({"model": {**state, "more": torch.zeros(1)}}, tmp_path / "part.pth")

@@ -2,12 +2,14 @@
 
 import os
 import signal
+from pathlib import Path
 
 import pytest
 from detectron2.evaluation import COCOEvaluator
 from detectron2.utils import comm
 from torch.utils.data import DataLoader
 
+from ddp_worker import launch_two
 from resumed_trainings import WHOLE, train
 from soft_teacher.engine import evaluation
 from soft_teacher.engine.evaluation import EvaluationStoppedError, StoppableLoader
@@ -44,6 +46,39 @@ def test_an_evaluation_is_cut_off_and_done_again_when_training_goes_on(
     assert_same(checkpoint(output), checkpoint(whole))
     best = "model_best_teacher.pth"
     assert_same(checkpoint(output, best), checkpoint(whole, best))
+
+
+def stop_one_of_two(config: str, output: str) -> None:
+    """What each of two processes runs: the second one is told to stop in its evaluation."""
+    evaluation.ASK_PERIOD = 1
+    process = COCOEvaluator.process
+
+    def process_and_stop(self, inputs, outputs):
+        process(self, inputs, outputs)
+        if comm.get_rank() == 1:
+            os.kill(os.getpid(), signal.SIGUSR2)
+
+    COCOEvaluator.process = process_and_stop
+    try:
+        train(config, output, "--resume", *WHOLE)
+    except SystemExit as end:
+        Path(output, f"status{comm.get_rank()}").write_text(str(end.code))
+    COCOEvaluator.process = process
+    comm.synchronize()
+    train(config, output, "--resume", *WHOLE)
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_of_two_processes_cuts_off_the_evaluation_of_both(tmp_path):
+    config = write_config(tmp_path, **NARROW)
+    launch_two(train, config, tmp_path / "whole", *WHOLE)
+    launch_two(stop_one_of_two, config, tmp_path / "out")
+    for rank in range(2):
+        assert (tmp_path / f"out/status{rank}").read_text() == str(128 + signal.SIGUSR2)
+    log = (tmp_path / "out/log.txt").read_text()
+    assert log.count("The evaluation is cut off") == 1
+    for name in ("model_final.pth", "model_best_teacher.pth"):
+        assert_same(checkpoint(tmp_path / "out", name), checkpoint(tmp_path / "whole", name))
 
 
 @pytest.mark.parametrize(("num_images", "share"), [(41, 21), (41, 20), (40, 20), (1, 0)])

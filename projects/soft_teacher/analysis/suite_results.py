@@ -64,7 +64,7 @@ class RowResult:
         runs: repetition, such as "seed_0-fold_1", or "seed_0" for one that all folds have in common
             -> the last evaluation, of finished trainings alone.
         num_wanted: repetitions in all; 0 for a row that is not trained.
-        remark: why it is not trained; "" if it is.
+        remark: why it is not trained, or what is not known of what was; "" for neither.
         folders: repetition -> where its training lies.
         labeled: share of labeled images in percent, if the row has one of its own.
     """

@@ -59,7 +59,9 @@ def markdown(
             "repetition, then mean ± standard deviation.",
             "",
         ]
-    lines += [f"- {row.name}: not trained. {row.remark}" for row in rows if row.remark]
+    for row in rows:
+        if row.remark:
+            lines.append(f"- {row.name}: {'' if row.runs else 'not trained. '}{row.remark}")
     lines += ["", note] if note else []
     return "\n".join(lines).rstrip() + "\n"
 

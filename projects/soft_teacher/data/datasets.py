@@ -137,10 +137,16 @@ def unlabeled_records(cfg: CfgNode) -> list[Record]:
     return records
 
 
-def unlabeled_ground_truth(cfg: CfgNode) -> dict[str, list[dict[str, Any]]]:
+def unlabeled_ground_truth(
+    cfg: CfgNode, skip_unusable: bool = False
+) -> dict[str, list[dict[str, Any]]]:
     """What is known of the objects in the unlabeled images, to measure pseudo labels by.
 
     Never for training: this is a separate door, and no loader or mapper uses it.
+
+    Args:
+        cfg: the config.
+        skip_unusable: warn of a set whose annotations cannot be used, in place of the error.
 
     Returns:
         Annotations in Detectron2's dataset format (boxes in the original frame, their mode in
@@ -155,7 +161,13 @@ def unlabeled_ground_truth(cfg: CfgNode) -> dict[str, list[dict[str, Any]]]:
     _, unlabeled = resolve_dataset_names(cfg)
     truth = {}
     for name in unlabeled:
-        records = _ground_truth_of(name, cfg)
+        try:
+            records = _ground_truth_of(name, cfg)
+        except ValueError as error:
+            if not skip_unusable:
+                raise
+            logger.warning("Pseudo labels of the set %s are not measured: %s", name, error)
+            continue
         truth.update({record["file_name"]: record["annotations"] for record in records})
     return truth
 

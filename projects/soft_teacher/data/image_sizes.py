@@ -54,7 +54,7 @@ def cache_file(folder: str) -> Path:
 
 
 def _sizes_of_folder(folder: str, names: list[str]) -> dict[str, Size | None]:
-    path = cache_file(folder)
+    path, sizes = cache_file(folder), None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with file_lock(str(path)):
@@ -65,8 +65,7 @@ def _sizes_of_folder(folder: str, names: list[str]) -> dict[str, Size | None]:
     # without locks must not keep anybody from training.
     except (OSError, LockException) as error:
         logger.warning("Image sizes are not cached: %s", error)
-        return _known_or_read(names, {})
-    return sizes
+    return _known_or_read(names, {}) if sizes is None else sizes
 
 
 def _known_or_read(names: list[str], known: dict[str, list[int]]) -> dict[str, Size | None]:

@@ -39,8 +39,6 @@ class SoftTeacherCheckpointer(DetectionCheckpointer):
         run: see `run_description.describe_run`.
         accepts_changes: whether a checkpoint of a run that differs may be resumed all the same,
             SOFT_TEACHER.RESUME_WITH_CHANGES.
-        must_be_complete: whether a file that lacks weights of the model is refused, also where
-            training is not resumed from it.
         saved_iteration: the iteration of the file that this object saved last, or went on from;
             None if there is none.
     """
@@ -50,7 +48,7 @@ class SoftTeacherCheckpointer(DetectionCheckpointer):
         self.path_manager = AtomicWrites(self.path_manager)
         self.run: dict = {}
         self.accepts_changes = False
-        self.must_be_complete = False
+        self._whole = ""
         self.saved_iteration: int | None = None
         self._hidden = HiddenState(self.model)
         self._resuming = False
@@ -148,6 +146,18 @@ class SoftTeacherCheckpointer(DetectionCheckpointer):
         self._hidden.load_state_dict(rest["hidden_states"][rank if same_processes else 0])
         self.saved_iteration = rest["iteration"]
 
+    def load_whole(self, path: str) -> dict:
+        """Load a file that must hold all weights of the model; what else it holds is returned.
+
+        Raises:
+            ValueError: it lacks weights, or has them in other shapes.
+        """
+        self._whole = path
+        try:
+            return self.load(path)
+        finally:
+            self._whole = ""
+
     def _load_file(self, filename: str) -> dict:
         if filename.endswith(".pkl"):
             check_pickle(filename)
@@ -213,11 +223,12 @@ class SoftTeacherCheckpointer(DetectionCheckpointer):
     def _log_incompatible_keys(self, incompatible) -> None:
         super()._log_incompatible_keys(incompatible)
         lacking = [*incompatible.missing_keys, *(x[0] for x in incompatible.incorrect_shapes)]
-        if self.must_be_complete and lacking:
+        if self._whole and lacking:
             raise ValueError(
-                f"The file of weights lacks {len(lacking)} of those of the model that the config "
+                f"{self._whole} lacks {len(lacking)} weights of the model that the config "
                 f"describes, or has them in other shapes, such as {lacking[0]} (see the lines "
-                "above). Take the config that belongs to it."
+                "above). Set MODEL.WEIGHTS to trained weights of this model, or take the config "
+                "that belongs to these."
             )
         if self._resuming and any(incompatible):
             raise ValueError(

@@ -165,19 +165,21 @@ def load_models(cfg: CfgNode, last_checkpoint: bool = False) -> dict[str, nn.Mod
         "student" and "teacher" if the file is a checkpoint of this project, else "model".
 
     Raises:
-        ValueError: the file lacks weights of the model, or has them in other shapes.
+        ValueError: no file is named, or it lacks weights of the model, or has them in other shapes.
     """
     weights = cfg.MODEL.WEIGHTS
     if last_checkpoint:
         search = SoftTeacherCheckpointer(nn.Identity(), cfg.OUTPUT_DIR)
         weights = search.find_complete() or weights
-    if weights:
-        # It has those of the backbone too, whose own file may not be here.
-        cfg = without_weights(cfg)
+    if not weights:
+        raise ValueError(
+            "MODEL.WEIGHTS is empty; name the file of a trained model"
+            + (f", as there is no checkpoint in {cfg.OUTPUT_DIR}." if last_checkpoint else ".")
+        )
+    # The file has the weights of the backbone too, whose own may not be here.
+    cfg = without_weights(cfg)
     model = build_model(cfg)
-    checkpointer = SoftTeacherCheckpointer(model, cfg.OUTPUT_DIR)
-    checkpointer.must_be_complete = True
-    rest = checkpointer.load(weights)
+    rest = SoftTeacherCheckpointer(model, cfg.OUTPUT_DIR).load_whole(weights)
     if "teacher" not in rest:
         return {"model": model}
     teacher = build_model(cfg)

@@ -90,15 +90,15 @@ def run_forward(
     Detectron2's RPN raises inside forward when it predicts non-finite values; on other processes
     the same step may be fine, so the error becomes a flag that all agree on.
     """
-    if batch.error is not None:
-        return _enter_with_nothing(model, batch.error)
-    guidance = None
-    if batch.weak:
+    guidance, failure = None, None if batch.error is None else str(batch.error)
+    if failure is None and batch.weak:
         try:
             with precision.teacher_autocast():
                 guidance = teacher.annotate(batch.weak)
         except FloatingPointError as error:
-            return _enter_with_nothing(model, error)
+            failure = str(error)
+    if failure is not None:
+        return _enter_with_nothing(model, failure)
     inputs = (batch.labeled, batch.strong, guidance) if batch.weak else (batch.labeled,)
     try:
         with precision.autocast():
@@ -107,7 +107,11 @@ def run_forward(
         return Forward({}, failure=str(error))
 
 
-def _enter_with_nothing(model: nn.Module, error: OSError | FloatingPointError) -> Forward:
+class _NothingToDoError(Exception):
+    """Ends a forward pass that was entered for the other processes' sake."""
+
+
+def _enter_with_nothing(model: nn.Module, failure: str) -> Forward:
     """Enter the student's forward pass and leave it at once.
 
     In one of the first forward passes DDP's processes exchange how they sort gradients, so none
@@ -115,10 +119,12 @@ def _enter_with_nothing(model: nn.Module, error: OSError | FloatingPointError) -
     """
 
     def refuse(module: nn.Module, args: tuple) -> NoReturn:
-        raise error
+        raise _NothingToDoError
 
     hook = without_ddp(model).register_forward_pre_hook(refuse)
-    with contextlib.suppress(type(error)):
-        model([])
-    hook.remove()
-    return Forward({}, failure=str(error))
+    try:
+        with contextlib.suppress(_NothingToDoError):
+            model([])
+    finally:
+        hook.remove()
+    return Forward({}, failure=failure)

@@ -28,8 +28,10 @@ _CODEC = "mp4v"
 _PARTIAL = "unfinished_"
 # Of videos that do not tell theirs.
 _FRAMES_PER_SECOND = 25.0
-# Of what MPEG-4 can say in hundredths, which it counts up to 65,535.
-_MOST_FRAMES_PER_SECOND = 655.0
+# MPEG-4 counts up to 65,535: hundredths of a frame up to this rate, and whole ones beyond.
+_MOST_IN_HUNDREDTHS = 655.0
+# No camera; files without a rate of their own have 90,000, say.
+_MOST_FRAMES_PER_SECOND = 10_000.0
 
 
 class PictureError(OSError):
@@ -150,8 +152,9 @@ class PredictionOutput:
 
 def _plain_rate(frames_per_second: float) -> float:
     # Comparisons with NaN are false.
-    is_known = 0.01 <= frames_per_second <= _MOST_FRAMES_PER_SECOND
-    return round(frames_per_second, 2) if is_known else _FRAMES_PER_SECOND
+    if not 0.01 <= frames_per_second <= _MOST_FRAMES_PER_SECOND:
+        return _FRAMES_PER_SECOND
+    return round(frames_per_second, 2 if frames_per_second <= _MOST_IN_HUNDREDTHS else 0)
 
 
 def _safe_name(path: str, number: int) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -69,7 +70,8 @@ class PredictionRun:
         first = self._next_id
         with ExitStack() as stack:
             writer = self._open_video(stack, path, facts)
-            for picture in self._frames(path, facts):
+            options = replace(self._options, pictures=writer is not None)
+            for picture in self._frames(path, facts, options):
                 if writer is not None:
                     writer.write(cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
         num_frames = self._next_id - first
@@ -87,9 +89,11 @@ class PredictionRun:
             self._report(f"{error} What is found in its frames is kept")
             return None
 
-    def _frames(self, path: str, facts: VideoFacts) -> Iterator[np.ndarray | None]:
+    def _frames(
+        self, path: str, facts: VideoFacts, options: PredictionOptions
+    ) -> Iterator[np.ndarray | None]:
         """The pictures of a video's frames, None if they are not wanted."""
-        found = detect_in_video(self._cfg, self._model, path, self._next_id, self._options)
+        found = detect_in_video(self._cfg, self._model, path, self._next_id, options)
         total = facts.num_frames or None
         for index, detected in enumerate(tqdm(found, "Video", total, unit=" frames")):
             yield self._output.add(path, detected, frame_index=index)

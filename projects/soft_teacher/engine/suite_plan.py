@@ -73,7 +73,8 @@ class Planner:
         overrides = self._own_overrides(row, config_file, repetition)
         needs = {x: self._cell(self._rows[x], repetition) for x in row.sources}
         cfg = self._load(row, config_file, overrides)
-        if len(cfg.DATASETS.TEST) != 1:
+        # No table shows what others only start from.
+        if row.name and len(cfg.DATASETS.TEST) != 1:
             raise self._error(
                 row,
                 f"DATASETS.TEST names {len(cfg.DATASETS.TEST)} sets, but a table has the results "
@@ -123,18 +124,19 @@ class Planner:
     def _own_overrides(self, row: Row, config_file: Path, repetition: Repetition) -> Overrides:
         """All but what depends on other cells: the command line's first, then the row's."""
         overrides = self._setting.overrides
-        taken = {*repetition.overrides[::2], "OUTPUT_DIR"} & {*overrides[::2], *row.overrides}
+        by_score = _score_overrides(row)
+        settled = {*repetition.overrides[::2], *by_score[::2], "OUTPUT_DIR"}
+        taken = settled & {*overrides[::2], *row.overrides}
         if taken:
             raise self._error(
                 row,
                 f"{', '.join(sorted(taken))} cannot be set by KEY VALUE pairs or by a row: give "
-                "--seeds for SEED, --folds for DATASETS.FOLD, --output for OUTPUT_DIR",
+                "--seeds for SEED, --folds for DATASETS.FOLD, --output for OUTPUT_DIR, and the "
+                "score of pseudo_labels for thresholds",
             )
         if row.labeled is not None:
             overrides += self._labeled_sets(row, self._load(row, config_file, overrides))
-        if row.pseudo_labels:
-            for key in ("MIN_SCORE", "CLS_SCORE", "RPN_SCORE"):
-                overrides += (f"SOFT_TEACHER.PSEUDO_LABELS.{key}", str(row.pseudo_labels.score))
+        overrides += by_score
         overrides += tuple(str(x) for pair in row.overrides.items() for x in pair)
         if row.stretch != 1:
             cfg = self._load(row, config_file, overrides)
@@ -210,6 +212,15 @@ class Planner:
 
     def _error(self, row: Row, text: str) -> ValueError:
         return ValueError(f"{self._suite.path}: row {row.name or 'of --start-from'}: {text}.")
+
+
+def _score_overrides(row: Row) -> Overrides:
+    """The score above which written boxes are kept is the one above which they teach."""
+    if row.pseudo_labels is None:
+        return ()
+    keys = ("MIN_SCORE", "CLS_SCORE", "RPN_SCORE")
+    pairs = ((f"SOFT_TEACHER.PSEUDO_LABELS.{x}", str(row.pseudo_labels.score)) for x in keys)
+    return tuple(x for pair in pairs for x in pair)
 
 
 def _start_checkpoint(cfg: CfgNode) -> str:

@@ -194,12 +194,8 @@ class SoftTeacherTrainer(DefaultTrainer):
         if not cfg.SOFT_TEACHER.ENABLED or not comm.is_main_process():
             return []
         observers = []
-        try:
-            truth = unlabeled_ground_truth(cfg)
-        except ValueError as error:
-            # Training itself does without these annotations, whatever they are.
-            logger.warning(f"The quality of pseudo labels is not measured: {error}")
-            truth = {}
+        # Training itself does without these annotations, whatever they are.
+        truth = unlabeled_ground_truth(cfg, skip_unusable=True)
         if truth:
             observers.append(QualityMonitor(truth, LOG_PERIOD))
         if cfg.VIS_PERIOD > 0:

@@ -112,7 +112,7 @@ class Guidance:
     ):
         """
         Args:
-            labels: the teacher's detections on the weak views, all scores included.
+            labels: the teacher's detections on the weak views; those of low scores may be left out.
             matrices: N float64 (3, 3), original image -> weak view.
             judge: the teacher's head over the features that it kept.
             rules: thresholds and jitter settings.

@@ -14,7 +14,7 @@ from torch import Tensor
 from soft_teacher.modeling import pseudo_labels
 from soft_teacher.modeling.fixed_labels import fixed_guidance, labels_are_fixed
 from soft_teacher.modeling.guidance import Guidance, GuidanceInView, PseudoLabelRules
-from soft_teacher.modeling.mask_losses import drawing_masks_in
+from soft_teacher.modeling.mask_losses import PseudoMaskMixin, drawing_masks_in
 from soft_teacher.modeling.semantic_labels import with_labels
 from soft_teacher.modeling.soft_nms import SoftNms, SoftNmsMixin, suppressing_by
 
@@ -97,9 +97,7 @@ class SoftTeacherRCNN(GeneralizedRCNN):
         images = self.preprocess_image(weak)
         features = self.backbone(images.tensor)
         proposals, _ = self.proposal_generator(images, features, None)
-        # Masks cost more than all else of the heads, and most detections teach nothing.
-        confident = partial(pseudo_labels.confident, min_score=self.rules.min_score)
-        with self._suppression(self.soft_nms_labels), drawing_masks_in(self.roi_heads, confident):
+        with self._suppression(self.soft_nms_labels), self._few_masks():
             detections, _ = self.roi_heads(images, features, proposals, None)
 
         def judge(score_boxes, refine_boxes, refine_classes, **stage):
@@ -108,6 +106,13 @@ class SoftTeacherRCNN(GeneralizedRCNN):
             )
 
         return Guidance(detections, [x["matrix"] for x in weak], judge, self.rules)
+
+    def _few_masks(self) -> AbstractContextManager:
+        """Masks, which cost more than all else of the heads, for what is looked at alone."""
+        if not isinstance(self.roi_heads, PseudoMaskMixin):
+            return nullcontext()
+        confident = partial(pseudo_labels.confident, min_score=self.rules.min_score)
+        return drawing_masks_in(self.roi_heads, confident)
 
     def preprocess_image(self, batched_inputs: list[dict]) -> ImageList:
         """Detectron2's; maps of semantic labels go with the images, if there are any."""
