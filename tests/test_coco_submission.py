@@ -9,8 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from detectron2.data.datasets import register_coco_instances
 from detectron2.engine import default_argument_parser
+from detectron2.modeling import build_model
 from PIL import Image
 from pycocotools.coco import COCO
 
@@ -69,8 +71,12 @@ def evaluated(tmp_path_factory):
         "MODEL.ROI_MASK_HEAD.CONV_DIM": 8,
         "MODEL.ROI_HEADS.SCORE_THRESH_TEST": 0.0,
     }
-    config.write_text(tiny_config(**keys).dump())
+    cfg = tiny_config(**keys)
+    config.write_text(cfg.dump())
+    torch.manual_seed(0)
+    torch.save({"model": build_model(cfg).state_dict()}, folder / "weights.pth")
     arguments = ["--config-file", str(config), "--eval-only", "OUTPUT_DIR", str(folder / "out")]
+    arguments += ["MODEL.WEIGHTS", str(folder / "weights.pth")]
     train_net.main(default_argument_parser().parse_args(arguments))
     return folder, folder / f"out/inference/model/{SET}/coco_instances_results.json"
 

@@ -67,11 +67,12 @@ def test_each_unreadable_image_is_logged_and_listed_once_also_over_several_runs(
     assert caplog.text.count("Another image takes its place") == 4
 
 
-def test_names_that_are_not_in_utf_8_are_listed_as_they_are(tmp_path):
+def test_names_that_are_not_in_utf_8_are_listed_as_they_are(tmp_path, caplog):
     name = os.fsdecode(b"caf\xe9.jpg")
     for _ in range(2):
         list(SetAsideRecorder([[{"set_aside": {0: name}}]], tmp_path / "list.txt"))
     assert (tmp_path / "list.txt").read_bytes() == b"caf\xe9.jpg\n"
+    assert r"caf\udce9.jpg. Another image takes its place" in caplog.text
 
 
 def test_training_goes_on_with_the_same_images_whatever_the_number_of_workers(cfg, coco, tmp_path):

@@ -260,7 +260,9 @@ def _check_pixels(image: Image.Image, max_pixels: int) -> None:
 
 def _orientation_to_do(image: Image.Image, max_pixels: int) -> int | None:
     """The EXIF orientation of an image, unless Pillow turns the image itself."""
-    orientation = image.getexif().get(ExifTags.Base.Orientation)
+    # Of some formats the tags come behind the pixels, which are decoded for them.
+    with _seldom_damaged():
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
     if image.format == "TIFF" and orientation in _TURNS:
         # It is turned when it is loaded; the size before that depends on Pillow's version.
         _check_pixels(image, max_pixels)

@@ -93,7 +93,9 @@ class SetAsideRecorder:
         listed = known.splitlines()
         with self._list_file.open("a", **text) as file:
             for message in new.values():
-                logger.warning("%s. Another image takes its place", message)
+                # A log may be read as UTF-8, whatever an image is called.
+                shown = message.encode("utf-8", "backslashreplace").decode("utf-8")
+                logger.warning("%s. Another image takes its place", shown)
                 if message not in listed:
                     file.write(f"{message}\n")
         if has_event_storage():
