@@ -76,8 +76,8 @@ def cannot_be_accepted(saved: dict, current: dict) -> bool:
 
     With other classes, or where an iteration of the recipe is another part of the training.
     """
-    other_classes = CLASSES in saved and saved[CLASSES] != current[CLASSES]
-    scales = (saved.get(SCALE, 0), current[SCALE])
+    other_classes = CLASSES in saved and saved[CLASSES] != current.get(CLASSES)
+    scales = (saved.get(SCALE, 0), current.get(SCALE, 0))
     return other_classes or (0 not in scales and scales[0] != scales[1])
 
 
